@@ -1,0 +1,295 @@
+"""CIFAR-10 (Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html) on disk: find it,
+verify it, split it.
+
+Two official formats are read, the python version (pickles) and the binary version. Either way a
+batch of 10,000 images is brought to the binary version's bytes, and those are compared with the
+official MD5, so that both give the same tensors and no damaged image reaches a network. A sample
+of 2,500 images is built into the repository (see sample/README.md).
+"""
+
+import hashlib
+import io
+import logging
+import pickle
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.datasets import CIFAR10
+from torchvision.datasets.utils import check_integrity
+
+CLASSES = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+# Of the 50,000 training images' pixels in [0, 1]: red, green, blue.
+MEAN = (0.49140, 0.48216, 0.44653)
+STD = (0.24703, 0.24349, 0.26159)
+
+SOURCES = ("auto", "cifar10", "sample")
+SPLITS = ("train", "val", "train+val", "test")
+DEFAULT_DIRECTORY = Path(__file__).resolve().parent / "raw"
+SAMPLE_DIRECTORY = Path(__file__).resolve().parent / "sample"
+
+# MD5 of each batch in the binary version: 10,000 records of a label byte and 3,072 pixel bytes
+# (1,024 red, 1,024 green, 1,024 blue, row by row).
+TRAIN_BATCHES = {
+    "data_batch_1": "5dd7e06a14cb22eb9f671a540d1b7c25",
+    "data_batch_2": "5ea93a67294ea407fff1d09f752e9692",
+    "data_batch_3": "942cd6a4bcdd0dd3c604fbe906cb4421",
+    "data_batch_4": "ae636b3ba5c66a11e91e8cb52e771fcb",
+    "data_batch_5": "53f37980c15c3d472c316c40844f3f0d",
+}
+TEST_BATCHES = {"test_batch": "803d5f7f4d78ea53de84dbe85f74fb6d"}
+BATCH_SIZE = 10_000
+SIZE = 32
+PIXELS = 3 * SIZE * SIZE
+RECORD = 1 + PIXELS
+
+# torchvision's own checksums of the python version's files, which are pickles.
+PICKLES = {name: md5 for name, md5 in CIFAR10.train_list + CIFAR10.test_list}
+BINARY_FOLDER = "cifar-10-batches-bin"
+PYTHON_FOLDER = CIFAR10.base_folder
+SUFFIXES = {BINARY_FOLDER: ".bin", PYTHON_FOLDER: ""}  # in the order of preference
+
+VALIDATION_PER_CLASS = 500
+VALIDATION_SEED = 2009
+
+REMEDY = "replace it with an intact copy, or remove its folder to have CIFAR-10 downloaded again"
+DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte from the server
+
+log = logging.getLogger(__name__)
+
+
+class DataError(Exception):
+    """The data asked for is not there, is damaged or makes no sense; one line that says what to
+    do about it."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split, decoded: images (N, 3, 32, 32) uint8, labels (N,) int64, both on the CPU."""
+
+    images: Tensor
+    labels: Tensor
+    name: str  # one of SPLITS
+    source: str  # "cifar10" or "sample"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def find(
+    source: str, directory: str | Path, *, need: tuple[str, ...], download_url: str | None = None
+) -> str:
+    """Make sure that the splits of `need` can be loaded; returns "cifar10" or "sample", which is
+    what `load` takes.
+
+    "cifar10" looks under `directory` and, where no CIFAR-10 is there, has torchvision download the
+    python version to it, from `download_url` (the archive's address) if given. "auto" does the
+    same and falls back to the sample where the download fails. Raises DataError where the download
+    fails, or where CIFAR-10 is on disk but lacks a file that `need` asks for; what is on disk is
+    never passed over in favour of the sample.
+    """
+    if source not in SOURCES:
+        raise DataError(f"unknown data source {source!r}: choose one of {', '.join(SOURCES)}")
+    if source == "sample":
+        return source
+    directory = Path(directory)
+    if not _folders(directory):
+        try:
+            _download(directory, download_url)
+        except DataError as error:
+            if source == "cifar10":
+                raise
+            log.warning("%s", error)
+            return "sample"
+    for split in need:
+        _folder_with(directory, split)
+    return "cifar10"
+
+
+def load(source: str, directory: str | Path, split: str) -> Split:
+    """Read, verify and cut out one split.
+
+    `source` "cifar10" reads the folders under `directory`: train 45,000, val 5,000, train+val
+    50,000 and test 10,000 images, and of the files only those that hold them. "sample" reads the
+    built-in sample: train 2,000, val 500, train+val 2,500. Raises DataError where the split is
+    not there or its content is not the official one.
+    """
+    if split not in SPLITS:
+        raise DataError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+    if source == "sample":
+        raise DataError("the built-in sample is not there yet")
+    if source != "cifar10":
+        raise DataError(f"unknown data source {source!r}: choose cifar10 or sample")
+    batches = _batches(split)
+    folder = _folder_with(Path(directory), split)
+    records = np.empty((len(batches) * BATCH_SIZE, RECORD), np.uint8)
+    for i, (batch, md5) in enumerate(batches.items()):
+        records[i * BATCH_SIZE : (i + 1) * BATCH_SIZE] = _read_batch(folder, batch, md5)
+    if split in ("train", "val"):
+        train, val = split_indices(records[:, 0])
+        records = records[train if split == "train" else val]
+    return _decoded(records, split, source)
+
+
+def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (45,000 and 5,000, ascending) of the images trained on and of those held out.
+
+    `labels` (50,000) are those of the official training split in its official order. The
+    held-out images are 500 of each class. NumPy promises never to change RandomState's stream,
+    so the split is the same on every machine and with every version.
+    """
+    random = np.random.RandomState(VALIDATION_SEED)
+    held_out = [
+        random.permutation(np.flatnonzero(labels == label))[:VALIDATION_PER_CLASS]
+        for label in range(len(CLASSES))
+    ]
+    val = np.sort(np.concatenate(held_out))
+    return np.setdiff1d(np.arange(len(labels)), val), val
+
+
+def _download(directory: Path, url: str | None) -> None:
+    """Have torchvision download the python version; DataError where that fails."""
+
+    class Mirrored(CIFAR10):
+        pass
+
+    if url:
+        Mirrored.url = url + CIFAR10.filename if url.endswith("/") else url
+    if directory.resolve().name in SUFFIXES:
+        directory = directory.resolve().parent
+    try:
+        with _socket_timeout(DOWNLOAD_TIMEOUT):
+            Mirrored(directory, train=False, download=True)
+    except Exception as error:  # a server or an archive can fail in any way; the remedy is one
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"cannot download CIFAR-10 from {Mirrored.url} to {directory} ({reason}): name a mirror"
+            " with --download-url, a folder that holds it with --data-dir, or use --data sample"
+        ) from error
+
+
+@contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    """torchvision sets none, so that a server that falls silent would hang it for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _batches(split: str) -> dict[str, str]:
+    return TEST_BATCHES if split == "test" else TRAIN_BATCHES
+
+
+def _decoded(records: np.ndarray, split: str, source: str) -> Split:
+    images = torch.from_numpy(np.ascontiguousarray(records[:, 1:]))
+    labels = torch.from_numpy(records[:, 0].astype(np.int64))
+    return Split(images.view(-1, 3, SIZE, SIZE), labels, split, source)
+
+
+def _folders(directory: Path) -> list[Path]:
+    """The folders of CIFAR-10 in `directory`, or that folder itself, in order of preference."""
+    try:
+        if directory.exists() and not directory.is_dir():
+            raise DataError(f"{directory} is not a folder: name the one that holds CIFAR-10")
+        if directory.resolve().name in SUFFIXES:
+            directory = directory.resolve().parent
+        return [directory / name for name in SUFFIXES if any(_present(directory / name))]
+    except OSError as error:
+        raise DataError(f"cannot look for CIFAR-10 in {directory}: {error.strerror}") from error
+
+
+def _present(folder: Path) -> list[str]:
+    """The batches that have a file in `folder`."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return [b for b in (*TRAIN_BATCHES, *TEST_BATCHES) if b + SUFFIXES[folder.name] in names]
+
+
+def _folder_with(directory: Path, split: str) -> Path:
+    """The folder under `directory` that has the files of `split`; DataError if none has."""
+    folders = _folders(directory)
+    if not folders:
+        raise DataError(
+            f"no CIFAR-10 in {directory}: put {PYTHON_FOLDER} or {BINARY_FOLDER} there, or name"
+            " another folder with --data-dir"
+        )
+    missing: dict[Path, list[str]] = {}
+    for folder in folders:
+        missing[folder] = [b for b in _batches(split) if b not in _present(folder)]
+        if not missing[folder]:
+            return folder
+    folder = min(folders, key=lambda folder: len(missing[folder]))
+    files = ", ".join(batch + SUFFIXES[folder.name] for batch in missing[folder])
+    if split == "test":
+        raise DataError(
+            f"the test split is not on disk ({folder} has no {files}): add it, or score the"
+            " validation split with --eval-split val (test.py: --split val)"
+        )
+    raise DataError(f"the {split} split is not on disk whole: {folder} has no {files}. Add it")
+
+
+def _read_batch(folder: Path, batch: str, md5: str) -> np.ndarray:
+    """The records (10,000, 3,073) uint8 of one batch, verified."""
+    path = folder / (batch + SUFFIXES[folder.name])
+    try:
+        if folder.name == BINARY_FOLDER:
+            content = path.read_bytes()
+        else:
+            content = _read_pickle(path, batch)
+    except OSError as error:
+        raise DataError(f"cannot read {batch} from {path}: {error.strerror}") from error
+    if len(content) != BATCH_SIZE * RECORD:
+        raise DataError(
+            f"{batch} is damaged: {path} holds {len(content):,} bytes of images and labels instead"
+            f" of {BATCH_SIZE * RECORD:,}; {REMEDY}"
+        )
+    if _md5(content) != md5:
+        raise DataError(
+            f"{batch} is damaged: the content of {path} does not have the official MD5 {md5};"
+            f" {REMEDY}"
+        )
+    return np.frombuffer(content, np.uint8).reshape(BATCH_SIZE, RECORD)
+
+
+def _read_pickle(path: Path, batch: str) -> bytes:
+    """The binary version's bytes of one file of the python version. Nothing is unpickled that does
+    not have the checksum that torchvision knows for it."""
+    if not check_integrity(path, PICKLES[batch]):
+        raise DataError(
+            f"{batch} is damaged: {path} does not have the official MD5 {PICKLES[batch]}; {REMEDY}"
+        )
+    try:
+        entry = _Unpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        labels = np.asarray(entry[b"labels"], np.uint8).reshape(-1, 1)
+        return np.hstack([labels, entry[b"data"]]).tobytes()
+    except (pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError) as error:
+        raise DataError(f"{batch} is damaged: {path} does not hold a batch; {REMEDY}") from error
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows what an array of bytes needs and nothing else, so that no file can run code."""
+
+    ALLOWED = {
+        ("_codecs", "encode"),
+        ("numpy", "dtype"),
+        ("numpy", "ndarray"),
+        ("numpy.core.multiarray", "_reconstruct"),  # the official files', written by NumPy 1
+        ("numpy._core.multiarray", "_reconstruct"),
+    }
+
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"{module}.{name} has no place in a batch")
+        return super().find_class(module, name)
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
