@@ -1,0 +1,5 @@
+"""The figures that a run and the README show."""
+
+from .figures import augmentation, class_accuracy, confusion_matrix, mistakes, validation
+
+__all__ = ["augmentation", "class_accuracy", "confusion_matrix", "mistakes", "validation"]

@@ -1,0 +1,343 @@
+"""Draw figures with matplotlib's Figure alone, which needs neither pyplot nor a display.
+
+Every public function writes one PNG, 1260 pixels wide, replacing the file at `path` only once the
+new one is complete. Arrays may be NumPy arrays, lists or torch tensors on the CPU. All of them
+raise ValueError for input that does not fit together, and OSError, with `path` as its filename,
+where the file cannot be written.
+
+Colours are from the palette of Okabe and Ito (2008), "Color Universal Design", or from viridis:
+both can be told apart by colour-blind readers.
+"""
+
+import contextlib
+import io
+import os
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+MAX_MISTAKES = 25
+MAX_AUGMENTED = 40
+
+_WIDTH = 8.4  # inches: at 150 dpi a README shows 1260 pixels in about 830, 10 points as 14 pixels
+_DPI = 150
+_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#707070"
+_STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.labelsize": 10,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 10,
+    "figure.titlesize": 11.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#DDDDDD",
+}
+
+
+def validation(
+    history: Sequence[dict[str, Any]],
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+    eval_split: str | None = None,
+    label_smoothed: bool = False,
+) -> None:
+    """Draw accuracy and loss per epoch, of training and of the evaluated split.
+
+    history: one row an epoch with the keys epoch, train_loss, train_accuracy, eval_loss and
+        eval_accuracy. Accuracies are fractions, losses nats per image; a value of None, as in an
+        epoch that was not evaluated, is left out.
+    eval_split: the name of the evaluated split, for the legend.
+    label_smoothed: say in the legend that the training loss is of augmented images and smoothed
+        labels, and so lies above the evaluated loss by construction.
+    """
+    if not history:
+        raise ValueError("the history has no epochs to draw: pass at least one row")
+    curves = [
+        (
+            "train",
+            "training (augmented, label-smoothed loss)" if label_smoothed else "training",
+            {"color": _ORANGE, "linestyle": "--", "marker": "o"},
+        ),
+        (
+            "eval",
+            f"{eval_split} split" if eval_split else "evaluated split",
+            {"color": _BLUE, "linestyle": "-", "marker": "s"},
+        ),
+    ]
+    with rc_context(_STYLE):
+        figure = _figure(4.2, title)
+        accuracy_axes, loss_axes = figure.subplots(1, 2)
+        for axes, quantity, scale, text in (
+            (accuracy_axes, "accuracy", 100, "{:.2f} %"),
+            (loss_axes, "loss", 1, "{:.3f}"),
+        ):
+            last: tuple[float, float, str] | None = None
+            for prefix, label, style in curves:
+                epochs, values = _points(history, f"{prefix}_{quantity}", scale)
+                if epochs.size:
+                    axes.plot(
+                        epochs,
+                        values,
+                        label=label,
+                        markersize=5,
+                        markevery=_marked(epochs.size),
+                        **style,
+                    )
+                    last = epochs[-1], values[-1], style["color"]
+            if last:  # of the evaluated split where there is one, else of training
+                axes.annotate(
+                    text.format(last[1]),
+                    last[:2],
+                    xytext=(6, 0),
+                    textcoords="offset points",
+                    va="center",
+                    color=last[2],
+                    annotation_clip=False,
+                )
+            epochs = [row["epoch"] for row in history]
+            margin = max(0.5, 0.03 * (max(epochs) - min(epochs)))
+            axes.set_xlim(min(epochs) - margin, max(epochs) + margin)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
+            axes.grid(True)
+            axes.set_xlabel("epoch")
+        accuracy_axes.set_ylabel("accuracy (%)")
+        loss_axes.set_ylabel("loss (nats per image)")
+        handles, labels = accuracy_axes.get_legend_handles_labels()
+        if handles:  # below the panels, where it covers no curve
+            figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+        _save(figure, path)
+
+
+def class_accuracy(
+    correct: Any,
+    total: Any,
+    classes: Sequence[str],
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+) -> None:
+    """Draw a bar for the accuracy of each class, and one for all classes together.
+
+    correct, total: (C,) numbers of images, those classified correctly and all of them, by true
+        class. A class without images gets no bar and says so.
+    """
+    correct, total = _counts(correct), _counts(total)
+    if not len(correct) == len(total) == len(classes):
+        raise ValueError(
+            f"{len(correct)} counts of correct images and {len(total)} of images do not fit "
+            f"{len(classes)} classes: pass one of each per class"
+        )
+    names = [*classes, "all"]
+    correct = np.append(correct, correct.sum())
+    total = np.append(total, total.sum())
+    percentages = 100 * correct / np.maximum(total, 1)  # 0 where there are no images
+    with rc_context(_STYLE):
+        figure = _figure(1.4 + 0.32 * len(names), title)
+        axes = figure.subplots()
+        positions = range(len(names))
+        bars = axes.barh(positions, percentages, color=[_BLUE] * len(classes) + [_GREY])
+        labels = [
+            f"{percentage:.1f} %  ({right}/{images})" if images else "no images"
+            for percentage, right, images in zip(percentages, correct, total, strict=True)
+        ]
+        plain = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # no grid behind the text
+        axes.bar_label(bars, labels, padding=5, fontsize=9, bbox=plain)
+        axes.set_yticks(positions, names)
+        axes.margins(y=0.02)
+        axes.invert_yaxis()  # the first class on top
+        axes.set_xlim(0, 100)
+        axes.grid(True, axis="x")
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("accuracy (%)")
+        _save(figure, path)
+
+
+def confusion_matrix(
+    matrix: Any,
+    classes: Sequence[str],
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+) -> None:
+    """Draw the confusion matrix: a count in each cell, coloured by its share of the true class.
+
+    matrix: (C, C) numbers of images, a row for each true and a column for each predicted class.
+    """
+    counts = _counts(matrix)
+    if counts.shape != (len(classes), len(classes)):
+        raise ValueError(
+            f"a confusion matrix of shape {counts.shape} does not fit {len(classes)} classes: "
+            f"pass one row and one column per class"
+        )
+    shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    with rc_context(_STYLE):
+        figure = _figure(7.0, title)
+        axes = figure.subplots()
+        # The square root spreads the few per cent that most cells hold over half of the colours.
+        norm = PowerNorm(0.5, vmin=0, vmax=100)
+        image = axes.imshow(shares, cmap="viridis", norm=norm)
+        for (row, column), count in np.ndenumerate(counts):
+            axes.text(
+                column,
+                row,
+                str(count),
+                ha="center",
+                va="center",
+                color=_contrasting(image.to_rgba(shares[row, column])),
+            )
+        ticks = range(len(classes))
+        axes.set_xticks(ticks, classes, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(ticks, classes)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.set_xlabel("predicted class")
+        axes.set_ylabel("true class")
+        colorbar = figure.colorbar(image, ax=axes, shrink=0.8, ticks=[0, 1, 5, 10, 25, 50, 100])
+        colorbar.set_label("share of the true class (%)")
+        _save(figure, path)
+
+
+def mistakes(
+    images: Any,
+    true: Any,
+    predicted: Any,
+    confidence: Any,
+    classes: Sequence[str],
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+) -> None:
+    """Draw the most confident mistakes, at most MAX_MISTAKES of them, the most confident first.
+
+    images: uint8 (N, 3, H, W), of a whole split or of its mistakes: images classified correctly
+        are left out.
+    true, predicted: (N,) class indices.
+    confidence: (N,) probabilities that the network gave to the predicted class.
+    """
+    images = _images(images)
+    true, predicted, confidence = np.asarray(true), np.asarray(predicted), np.asarray(confidence)
+    if not len(images) == len(true) == len(predicted) == len(confidence):
+        raise ValueError(
+            f"{len(images)} images, {len(true)} true classes, {len(predicted)} predicted classes "
+            f"and {len(confidence)} confidences do not fit: pass one of each per image"
+        )
+    wrong = np.flatnonzero(true != predicted)
+    shown = wrong[np.argsort(-confidence[wrong], kind="stable")][:MAX_MISTAKES]
+    with rc_context(_STYLE):
+        if not shown.size:
+            figure = _figure(2.0, title)
+            figure.text(0.5, 0.4, f"no mistakes in {len(images)} images", ha="center", va="center")
+        else:
+            rows = -(-shown.size // 5)
+            figure = _figure(0.7 + 2.0 * rows, title)
+            for axes, index in zip(_grid(figure, images[shown], columns=5), shown, strict=True):
+                axes.set_title(
+                    f"true: {classes[true[index]]}\n"
+                    f"predicted: {classes[predicted[index]]}\n"
+                    f"confidence: {100 * confidence[index]:.1f} %",
+                    fontsize=9,
+                    loc="left",
+                    pad=3,
+                )
+        _save(figure, path)
+
+
+def augmentation(images: Any, path: str | os.PathLike[str], *, title: str) -> None:
+    """Draw training images as the network sees them, the first MAX_AUGMENTED of those given.
+
+    images: uint8 (N, 3, H, W), augmented but not normalised.
+    """
+    images = _images(images)[:MAX_AUGMENTED]
+    if not len(images):
+        raise ValueError("there are no augmented images to draw: pass at least one")
+    rows = -(-len(images) // 8)
+    with rc_context(_STYLE):
+        figure = _figure(0.5 + 1.05 * rows, title)
+        _grid(figure, images, columns=8)
+        _save(figure, path)
+
+
+def _figure(height: float, title: str) -> Figure:
+    """An empty figure of `height` inches, and what the title needs beyond its first line."""
+    lines = textwrap.wrap(title, width=76)
+    height += 0.2 * max(0, len(lines) - 1)
+    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
+    figure.get_layout_engine().set(
+        w_pad=0.06, h_pad=0.06, wspace=0.03, hspace=0.03
+    )  # inches, shares
+    figure.suptitle("\n".join(lines), parse_math=False)
+    return figure
+
+
+def _grid(figure: Figure, images: np.ndarray, columns: int) -> list[Axes]:
+    """Draw (N, 3, H, W) images row by row; return the N axes that hold them."""
+    rows = -(-len(images) // columns)
+    every = figure.subplots(rows, columns, squeeze=False).flat
+    for axes in every:
+        axes.axis("off")
+    drawn = list(every[: len(images)])
+    for axes, image in zip(drawn, images, strict=True):
+        axes.imshow(image.transpose(1, 2, 0), interpolation="nearest")
+    return drawn
+
+
+def _points(history: Sequence[dict[str, Any]], key: str, scale: float) -> tuple[Any, Any]:
+    """The epochs in which `key` has a finite value, and those values times `scale`."""
+    values = np.array([np.nan if row[key] is None else row[key] for row in history], dtype=float)
+    epochs = np.array([row["epoch"] for row in history])
+    finite = np.isfinite(values)
+    return epochs[finite], scale * values[finite]
+
+
+def _marked(length: int) -> list[int]:
+    """About 12 indices of a curve of `length` points, the last always among them."""
+    return sorted(range(length - 1, -1, -max(1, length // 12)))
+
+
+def _counts(values: Any) -> np.ndarray:
+    return np.asarray(values).astype(np.int64)
+
+
+def _images(images: Any) -> np.ndarray:
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(
+            f"images of shape {images.shape} and type {images.dtype} cannot be drawn: "
+            f"pass uint8 of shape (N, 3, H, W)"
+        )
+    return images
+
+
+def _contrasting(rgba: tuple[float, ...]) -> str:
+    """Black or white, whichever has the higher contrast on `rgba` by WCAG 2.2."""
+    red, green, blue = (channel**2.2 for channel in rgba[:3])  # sRGB to linear light, nearly
+    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    return "black" if luminance > 0.179 else "white"
+
+
+def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write `figure` beside `path` and then move it there, so that no half of a file is left."""
+    path = Path(path)
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(png.getvalue())
+        os.replace(partial, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):  # there is none where all went well
+            partial.unlink()

@@ -1,0 +1,306 @@
+"""The figures: complete PNG files that say what they were given, with nothing overlapping."""
+
+import itertools
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+import plots
+
+CLASSES = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+TITLE = (
+    "the default network on the built-in SAMPLE (2,000 training images, 500 validation images), "
+    "60 epochs, seed 0, costs $5 or $6"
+)
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def history(epochs: int, evaluated: bool = True) -> list[dict]:
+    rows = []
+    for epoch in range(1, epochs + 1):
+        falling = float(np.exp(-epoch / 10))
+        rows.append(
+            {
+                "epoch": epoch,
+                "train_loss": 0.75 + falling,
+                "train_accuracy": 0.90 - 0.5 * falling,
+                "eval_loss": 0.25 + falling if evaluated else None,
+                "eval_accuracy": 0.92 - 0.5 * falling if evaluated else None,
+                "learning_rate": 0.1,
+                "seconds": 60.0,
+                "images_per_second": 750.0,
+            }
+        )
+    return rows
+
+
+def predictions(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Images, true classes, predicted classes (none of them right) and confidences."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    true = torch.arange(count) % 10
+    return images, true, (true + 1) % 10, torch.rand(count, generator=generator)
+
+
+def confusion() -> np.ndarray:
+    return np.diag([4000] * 10) + np.arange(100).reshape(10, 10) ** 2 // 20
+
+
+DRAW = {
+    "validation": lambda path: plots.validation(
+        history(60), path, title=TITLE, eval_split="val", label_smoothed=True
+    ),
+    "validation of one epoch": lambda path: plots.validation(history(1), path, title=TITLE),
+    "validation, not evaluated": lambda path: plots.validation(
+        history(300, evaluated=False), path, title=TITLE
+    ),
+    "class_accuracy": lambda path: plots.class_accuracy(
+        confusion().diagonal(), confusion().sum(axis=1), CLASSES, path, title=TITLE
+    ),
+    "class_accuracy, all correct": lambda path: plots.class_accuracy(
+        [4500] * 10, [4500] * 10, CLASSES, path, title=TITLE
+    ),
+    "confusion_matrix": lambda path: plots.confusion_matrix(
+        confusion(), CLASSES, path, title=TITLE
+    ),
+    "mistakes": lambda path: plots.mistakes(*predictions(40), CLASSES, path, title=TITLE),
+    "one mistake": lambda path: plots.mistakes(*predictions(1), CLASSES, path, title=TITLE),
+    "no mistakes": lambda path: plots.mistakes(*predictions(0), CLASSES, path, title=TITLE),
+    "augmentation": lambda path: plots.augmentation(predictions(64)[0], path, title=TITLE),
+    "one augmented image": lambda path: plots.augmentation(predictions(1)[0], path, title=TITLE),
+}
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The Figure objects that were saved, in order."""
+    saved = []
+    savefig = Figure.savefig
+
+    def spy(figure, *args, **kwargs):
+        saved.append(figure)
+        return savefig(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", spy)
+    return saved
+
+
+def shown_texts(figure: Figure) -> list[Text]:
+    """The texts that are drawn: matplotlib keeps labels of ticks outside the axes, too."""
+    hidden = set()
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            for tick in axis.get_major_ticks():
+                outside = not low <= tick.get_loc() <= high
+                if outside or not axes.axison:
+                    hidden |= {tick.label1, tick.label2}
+    texts = figure.findobj(Text)
+    return [text for text in texts if text.get_visible() and text.get_text() and text not in hidden]
+
+
+def words(figure: Figure) -> str:
+    return " ".join(" ".join(text.get_text() for text in shown_texts(figure)).split())
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_a_complete_png_with_readable_text(name, tmp_path, figures):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DRAW[name](tmp_path / "figure.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
+    pixels = matplotlib.image.imread(tmp_path / "figure.png", format="png")
+    assert pixels.shape[1] == 1260  # what the README shows in about 830 pixels
+    assert pixels[..., :3].std() > 0
+
+    (figure,) = figures
+    assert TITLE in words(figure)
+    boxes = {text: text.get_window_extent() for text in shown_texts(figure)}
+    for text, box in boxes.items():
+        assert text.get_fontsize() >= 9, text
+        inside = figure.bbox.padded(1)
+        assert inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1), text
+    for (text, box), (other, other_box) in itertools.combinations(boxes.items(), 2):
+        assert not box.overlaps(other_box), (text, other)
+
+
+def test_validation_draws_both_splits_in_percent_and_nats(tmp_path, figures):
+    rows = history(60)
+    rows[-1].update(eval_accuracy=0.9148, eval_loss=0.2625)
+    plots.validation(rows, tmp_path / "figure.png", title="", eval_split="val", label_smoothed=True)
+    accuracy, loss = figures[0].axes
+    assert (accuracy.get_ylabel(), loss.get_ylabel()) == ("accuracy (%)", "loss (nats per image)")
+    for axes, key, scale in ((accuracy, "accuracy", 100), (loss, "loss", 1)):
+        assert axes.get_xlabel() == "epoch"
+        train, evaluated = axes.get_lines()
+        for line, prefix in ((train, "train"), (evaluated, "eval")):
+            np.testing.assert_allclose(line.get_xdata(), range(1, 61))
+            expected = [scale * row[f"{prefix}_{key}"] for row in rows]
+            np.testing.assert_allclose(line.get_ydata(), expected)
+        assert train.get_linestyle() != evaluated.get_linestyle()
+        assert train.get_marker() != evaluated.get_marker()
+    assert [text.get_text() for text in accuracy.texts] == ["91.48 %"]
+    assert "training (augmented, label-smoothed loss)" in words(figures[0])
+    assert "val split" in words(figures[0])
+
+
+def test_validation_without_evaluation_draws_training_alone(tmp_path, figures):
+    plots.validation(history(5, evaluated=False), tmp_path / "figure.png", title="")
+    for axes in figures[0].axes:
+        assert [line.get_label() for line in axes.get_lines()] == ["training"]
+    assert "split" not in words(figures[0])
+
+
+def test_validation_leaves_out_epochs_that_were_not_evaluated(tmp_path, figures):
+    rows = history(4)
+    rows[1].update(eval_accuracy=None, eval_loss=None)
+    rows[3].update(eval_accuracy=float("nan"), eval_loss=float("nan"))
+    plots.validation(rows, tmp_path / "figure.png", title="")
+    for axes in figures[0].axes:
+        assert list(axes.get_lines()[1].get_xdata()) == [1, 3]
+
+
+def test_validation_marks_a_single_epoch(tmp_path, figures):
+    plots.validation(history(1), tmp_path / "figure.png", title="")
+    for axes in figures[0].axes:
+        assert 1 in axes.get_xticks() and all(tick == int(tick) for tick in axes.get_xticks())
+        for line in axes.get_lines():
+            assert line.get_marker() not in (None, "None") and line.get_markevery() == [0]
+
+
+def test_class_accuracy_prints_each_class_and_all(tmp_path, figures):
+    correct, total = torch.tensor([3, 0, 0]), torch.tensor([4, 2, 0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # such as a division by the zero images of the third class
+        plots.class_accuracy(correct, total, CLASSES[:3], tmp_path / "figure.png", title="")
+    (axes,) = figures[0].axes
+    assert [bar.get_width() for bar in axes.patches] == [75, 0, 0, 50]
+    labels = [" ".join(text.get_text().split()) for text in axes.texts]
+    assert labels == ["75.0 % (3/4)", "0.0 % (0/2)", "no images", "50.0 % (3/6)"]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["plane", "car", "bird", "all"]
+
+
+def test_confusion_matrix_has_rows_of_true_classes_and_legible_counts(tmp_path, figures):
+    matrix = torch.from_numpy(confusion())
+    matrix[3] = 0  # a class without images
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plots.confusion_matrix(matrix, CLASSES, tmp_path / "figure.png", title="")
+    axes = figures[0].axes[0]
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("true class", "predicted class")
+    (image,) = axes.get_images()
+    for text in axes.texts:
+        column, row = text.get_position()
+        assert text.get_text() == str(matrix[row, column].item())
+        cell = image.to_rgba(image.get_array()[row, column])[:3]
+        assert contrast(to_rgb(text.get_color()), cell) >= 4.5
+    assert len(axes.texts) == 100
+
+
+def contrast(first: tuple[float, ...], second: tuple[float, ...]) -> float:
+    """The contrast ratio of WCAG 2.2, which asks for 4.5 of text."""
+
+    def luminance(rgb: tuple[float, ...]) -> float:
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
+        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+    dark, light = sorted((luminance(first), luminance(second)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_mistakes_are_the_most_confident_ones_in_order(tmp_path, figures):
+    images, true, predicted, confidence = predictions(60)
+    predicted[::2] = true[::2]  # correct, and to be left out
+    plots.mistakes(images, true, predicted, confidence, CLASSES, tmp_path / "figure.png", title="")
+    wrong = sorted(range(1, 60, 2), key=lambda index: -confidence[index])[:25]
+    assert len(figures[0].axes) == len(wrong)
+    for axes, index in zip(figures[0].axes, wrong, strict=True):
+        expected = (CLASSES[true[index]], CLASSES[predicted[index]], f"{confidence[index]:.1%}")
+        pattern = r"true: (\w+)\npredicted: (\w+)\nconfidence: ([\d.]+) %"
+        name, called, sure = re.fullmatch(pattern, axes.get_title(loc="left")).groups()
+        assert (name, called, f"{sure}%") == expected
+        (drawn,) = axes.get_images()
+        assert drawn.get_interpolation() == "nearest"
+        np.testing.assert_array_equal(drawn.get_array(), images[index].permute(1, 2, 0))
+
+
+def test_no_mistakes_are_said_in_words(tmp_path, figures):
+    images, true, _, confidence = predictions(7)
+    plots.mistakes(images, true, true, confidence, CLASSES, tmp_path / "figure.png", title="")
+    assert words(figures[0]) == "no mistakes in 7 images"
+
+
+def test_augmentation_shows_the_images_as_they_are(tmp_path, figures):
+    images = predictions(3)[0]
+    plots.augmentation(images, tmp_path / "figure.png", title="")
+    drawn = [axes.get_images()[0].get_array() for axes in figures[0].axes if axes.get_images()]
+    np.testing.assert_array_equal(np.stack(drawn), images.permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda path: plots.validation([], path, title=""),
+        lambda path: plots.class_accuracy([1, 2], [2, 2], CLASSES, path, title=""),
+        lambda path: plots.confusion_matrix(np.zeros((2, 3)), CLASSES[:2], path, title=""),
+        lambda path: plots.mistakes(*predictions(4)[:3], np.ones(3), CLASSES, path, title=""),
+        lambda path: plots.augmentation(np.zeros((0, 3, 32, 32), np.uint8), path, title=""),
+        lambda path: plots.augmentation(np.zeros((1, 3, 32, 32)), path, title=""),
+    ],
+)
+def test_input_that_does_not_fit_is_refused_in_one_line(draw, tmp_path):
+    with pytest.raises(ValueError) as error:
+        draw(tmp_path / "figure.png")
+    assert "pass" in str(error.value) and "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    for folder in ("file", "missing"):
+        path = tmp_path / folder / "figure.png"
+        with pytest.raises(OSError) as error:
+            DRAW["no mistakes"](path)
+        assert error.value.filename == str(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_only_a_complete_figure_replaces_an_earlier_one(tmp_path, monkeypatch):
+    path = tmp_path / "figure.png"
+    DRAW["no mistakes"](path)
+    earlier = path.read_bytes()
+    write_bytes = Path.write_bytes
+
+    def full_disk(self, data):
+        write_bytes(self, data[: len(data) // 2])
+        raise OSError(28, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    with pytest.raises(OSError, match="No space left on device"):
+        DRAW["one mistake"](path)
+    assert path.read_bytes() == earlier
+    assert list(tmp_path.iterdir()) == [path]
+
+    monkeypatch.undo()
+    DRAW["one mistake"](path)
+    assert path.read_bytes() != earlier
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_drawing_needs_neither_torch_nor_pyplot():
+    code = "import sys, plots; print({'torch', 'matplotlib.pyplot'} & set(sys.modules))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "set()"
