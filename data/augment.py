@@ -40,6 +40,9 @@ class Augmentation:
             raise DataError(f"cutout {self.cutout}: choose 0 to 32 pixels")
 
 
+NO_AUGMENTATION = Augmentation(crop_padding=0, flip="none", cutout=0)
+
+
 def _not_one_of(what: str, value: object, choices: Sequence[str]) -> str:
     return f"unknown {what} {value!r}: choose one of {', '.join(choices)}"
 
@@ -164,7 +167,7 @@ class Loader:
         if seed < 0:
             raise DataError(f"seed {seed}: choose 0 or more")
         self.batch_size = batch_size
-        self.augmentation = augmentation
+        self.augmentation = augmentation or NO_AUGMENTATION
         self.seed = seed
         self.device = torch.device(device)
         self.dtype = dtype
@@ -173,9 +176,11 @@ class Loader:
         self.first_batch = 0
 
         self._size = split.images.shape[-1]
-        padding = augmentation.crop_padding if augmentation else 0
-        mode = augmentation.padding_mode if augmentation else "zeros"
-        self._images = pad(split.images.to(self.device), padding, mode)
+        self._images = pad(
+            split.images.to(self.device),
+            self.augmentation.crop_padding,
+            self.augmentation.padding_mode,
+        )
         self._labels = split.labels.to(self.device)
         # As large as an image and in its memory layout: broadcasting three numbers over
         # channels_last images would make the innermost loop three elements long.
@@ -203,8 +208,7 @@ class Loader:
             yield self._batch(epoch, slice(batch * self.batch_size, (batch + 1) * self.batch_size))
 
     def _draw(self, epoch: int) -> _Epoch:
-        n, size = len(self._labels), self._size
-        augmentation = self.augmentation or Augmentation(0, "zeros", "none", 0)
+        n, size, augmentation = len(self._labels), self._size, self.augmentation
         generator = _generator(0, self.seed, epoch)
 
         def draw(count: int) -> Tensor:
@@ -230,12 +234,12 @@ class Loader:
         # index_select copies whole images; plain indexing goes pixel by pixel (20 times slower).
         images = self._images.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
         augmentation = self.augmentation
-        if augmentation and augmentation.crop_padding:
+        if augmentation.crop_padding:
             images = crop(images, epoch.crop_top[part], epoch.crop_left[part], self._size)
-        if augmentation and augmentation.flip != "none":
+        if augmentation.flip != "none":
             images = flip(images, epoch.flip[part])
         images = normalize(images, self._mean, self._std, self.dtype)
-        if augmentation and augmentation.cutout:
+        if augmentation.cutout:
             top, left = epoch.cutout_top[part], epoch.cutout_left[part]
             images = cutout(images, top, left, augmentation.cutout)
         return images, self._labels.index_select(0, index)

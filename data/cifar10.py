@@ -7,11 +7,13 @@ official MD5, so that both give the same tensors and no damaged image reaches a 
 of 2,500 images is built into the repository (see sample/README.md).
 """
 
+import csv
 import hashlib
 import io
 import logging
 import pickle
 import socket
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity
@@ -32,7 +35,6 @@ STD = (0.24703, 0.24349, 0.26159)
 SOURCES = ("auto", "cifar10", "sample")
 SPLITS = ("train", "val", "train+val", "test")
 DEFAULT_DIRECTORY = Path(__file__).resolve().parent / "raw"
-SAMPLE_DIRECTORY = Path(__file__).resolve().parent / "sample"
 
 # MD5 of each batch in the binary version: 10,000 records of a label byte and 3,072 pixel bytes
 # (1,024 red, 1,024 green, 1,024 blue, row by row).
@@ -45,7 +47,7 @@ TRAIN_BATCHES = {
 }
 TEST_BATCHES = {"test_batch": "803d5f7f4d78ea53de84dbe85f74fb6d"}
 BATCH_SIZE = 10_000
-SIZE = 32
+SIZE = 32  # pixels, height and width
 PIXELS = 3 * SIZE * SIZE
 RECORD = 1 + PIXELS
 
@@ -57,6 +59,17 @@ SUFFIXES = {BINARY_FOLDER: ".bin", PYTHON_FOLDER: ""}  # in the order of prefere
 
 VALIDATION_PER_CLASS = 500
 VALIDATION_SEED = 2009
+
+# The built-in sample, written by make_sample.py: MD5 of each split's records, in its order.
+SAMPLE_DIRECTORY = Path(__file__).resolve().parent / "sample"
+SAMPLE_SPLITS = {
+    "train": "4837e4a15e19d2b395d4079dbdb27c49",
+    "val": "8bca1339caea2f5e55eaaf47a6704699",
+}
+SAMPLE_LABELS = "labels.csv"
+SAMPLE_FIELDS = ("split", "sheet", "position", "label", "class", "index")
+SHEET_ROWS, SHEET_COLUMNS = 20, 25  # images on a sheet
+SHEET_BYTES = 2_000_000  # a file larger than this is none of ours
 
 REMEDY = "replace it with an intact copy, or remove its folder to have CIFAR-10 downloaded again"
 DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte from the server
@@ -96,10 +109,12 @@ def find(
     """
     if source not in SOURCES:
         raise DataError(f"unknown data source {source!r}: choose one of {', '.join(SOURCES)}")
+    for split in need:
+        _check_split(split)
     if source == "sample":
         return source
     directory = Path(directory)
-    if not _folders(directory):
+    if not _on_disk(directory):
         try:
             _download(directory, download_url)
         except DataError as error:
@@ -120,21 +135,25 @@ def load(source: str, directory: str | Path, split: str) -> Split:
     built-in sample: train 2,000, val 500, train+val 2,500. Raises DataError where the split is
     not there or its content is not the official one.
     """
-    if split not in SPLITS:
-        raise DataError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+    _check_split(split)
     if source == "sample":
-        raise DataError("the built-in sample is not there yet")
+        return _load_sample(split)
     if source != "cifar10":
         raise DataError(f"unknown data source {source!r}: choose cifar10 or sample")
     batches = _batches(split)
     folder = _folder_with(Path(directory), split)
-    records = np.empty((len(batches) * BATCH_SIZE, RECORD), np.uint8)
+    labels = np.empty(len(batches) * BATCH_SIZE, np.int64)
+    pixels = np.empty((len(labels), PIXELS), np.uint8)
     for i, (batch, md5) in enumerate(batches.items()):
-        records[i * BATCH_SIZE : (i + 1) * BATCH_SIZE] = _read_batch(folder, batch, md5)
+        part = slice(i * BATCH_SIZE, (i + 1) * BATCH_SIZE)
+        records = _read_batch(folder, batch, md5)
+        labels[part], pixels[part] = records[:, 0], records[:, 1:]
     if split in ("train", "val"):
-        train, val = split_indices(records[:, 0])
-        records = records[train if split == "train" else val]
-    return _decoded(records, split, source)
+        train, val = split_indices(labels)
+        chosen = train if split == "train" else val
+        labels, pixels = labels[chosen], pixels[chosen]
+    images = torch.from_numpy(pixels).view(-1, 3, SIZE, SIZE)
+    return Split(images, torch.from_numpy(labels), split, source)
 
 
 def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -161,8 +180,7 @@ def _download(directory: Path, url: str | None) -> None:
 
     if url:
         Mirrored.url = url + CIFAR10.filename if url.endswith("/") else url
-    if directory.resolve().name in SUFFIXES:
-        directory = directory.resolve().parent
+    directory = _root(directory)
     try:
         with _socket_timeout(DOWNLOAD_TIMEOUT):
             Mirrored(directory, train=False, download=True)
@@ -185,78 +203,91 @@ def _socket_timeout(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
+def _check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise DataError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+
+
 def _batches(split: str) -> dict[str, str]:
     return TEST_BATCHES if split == "test" else TRAIN_BATCHES
 
 
-def _decoded(records: np.ndarray, split: str, source: str) -> Split:
-    images = torch.from_numpy(np.ascontiguousarray(records[:, 1:]))
-    labels = torch.from_numpy(records[:, 0].astype(np.int64))
-    return Split(images.view(-1, 3, SIZE, SIZE), labels, split, source)
-
-
-def _folders(directory: Path) -> list[Path]:
-    """The folders of CIFAR-10 in `directory`, or that folder itself, in order of preference."""
+def _on_disk(directory: Path) -> dict[Path, list[str]]:
+    """The folders of CIFAR-10 in `directory`, which may be one itself, and the batches that have
+    a file there; in order of preference."""
     try:
         if directory.exists() and not directory.is_dir():
             raise DataError(f"{directory} is not a folder: name the one that holds CIFAR-10")
-        if directory.resolve().name in SUFFIXES:
-            directory = directory.resolve().parent
-        return [directory / name for name in SUFFIXES if any(_present(directory / name))]
+        found = {}
+        for name, suffix in SUFFIXES.items():
+            folder = _root(directory) / name
+            files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+            present = [b for b in (*TRAIN_BATCHES, *TEST_BATCHES) if b + suffix in files]
+            if present:
+                found[folder] = present
+        return found
     except OSError as error:
-        raise DataError(f"cannot look for CIFAR-10 in {directory}: {error.strerror}") from error
+        raise DataError(
+            f"cannot look for CIFAR-10 in {directory} ({error.strerror}): name another folder"
+            " with --data-dir"
+        ) from error
 
 
-def _present(folder: Path) -> list[str]:
-    """The batches that have a file in `folder`."""
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    return [b for b in (*TRAIN_BATCHES, *TEST_BATCHES) if b + SUFFIXES[folder.name] in names]
+def _root(directory: Path) -> Path:
+    """The folder that holds CIFAR-10's folder, also where the latter is named itself."""
+    return directory.resolve().parent if directory.resolve().name in SUFFIXES else directory
 
 
 def _folder_with(directory: Path, split: str) -> Path:
     """The folder under `directory` that has the files of `split`; DataError if none has."""
-    folders = _folders(directory)
-    if not folders:
+    found = _on_disk(directory)
+    if not found:
         raise DataError(
             f"no CIFAR-10 in {directory}: put {PYTHON_FOLDER} or {BINARY_FOLDER} there, or name"
             " another folder with --data-dir"
         )
-    missing: dict[Path, list[str]] = {}
-    for folder in folders:
-        missing[folder] = [b for b in _batches(split) if b not in _present(folder)]
-        if not missing[folder]:
-            return folder
-    folder = min(folders, key=lambda folder: len(missing[folder]))
-    files = ", ".join(batch + SUFFIXES[folder.name] for batch in missing[folder])
+    missing = {
+        folder: [batch + SUFFIXES[folder.name] for batch in _batches(split) if batch not in present]
+        for folder, present in found.items()
+    }
+    folder = min(missing, key=lambda folder: len(missing[folder]))
+    if not missing[folder]:
+        return folder
+    lack = f"{folder} has no {', '.join(missing[folder])}"
     if split == "test":
         raise DataError(
-            f"the test split is not on disk ({folder} has no {files}): add it, or score the"
-            " validation split with --eval-split val (test.py: --split val)"
+            f"the test split is not on disk: {lack}; add it, or score the validation split with"
+            " --eval-split val (test.py: --split val)"
         )
-    raise DataError(f"the {split} split is not on disk whole: {folder} has no {files}. Add it")
+    raise DataError(
+        f"the {split} split is not on disk: {lack}; add what is missing, or remove the folder to"
+        " have CIFAR-10 downloaded again"
+    )
 
 
 def _read_batch(folder: Path, batch: str, md5: str) -> np.ndarray:
     """The records (10,000, 3,073) uint8 of one batch, verified."""
     path = folder / (batch + SUFFIXES[folder.name])
+    read = _read_binary if folder.name == BINARY_FOLDER else _read_pickle
     try:
-        if folder.name == BINARY_FOLDER:
-            content = path.read_bytes()
-        else:
-            content = _read_pickle(path, batch)
+        content = read(path, batch)
     except OSError as error:
-        raise DataError(f"cannot read {batch} from {path}: {error.strerror}") from error
-    if len(content) != BATCH_SIZE * RECORD:
-        raise DataError(
-            f"{batch} is damaged: {path} holds {len(content):,} bytes of images and labels instead"
-            f" of {BATCH_SIZE * RECORD:,}; {REMEDY}"
-        )
+        raise DataError(f"cannot read {batch} from {path} ({error.strerror}); {REMEDY}") from error
     if _md5(content) != md5:
         raise DataError(
             f"{batch} is damaged: the content of {path} does not have the official MD5 {md5};"
             f" {REMEDY}"
         )
     return np.frombuffer(content, np.uint8).reshape(BATCH_SIZE, RECORD)
+
+
+def _read_binary(path: Path, batch: str) -> bytes:
+    size, expected = path.stat().st_size, BATCH_SIZE * RECORD
+    if size != expected:
+        raise DataError(
+            f"{batch} is damaged: {path} has {size:,} bytes instead of {expected:,}; {REMEDY}"
+        )
+    return path.read_bytes()
 
 
 def _read_pickle(path: Path, batch: str) -> bytes:
@@ -289,6 +320,67 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) not in self.ALLOWED:
             raise pickle.UnpicklingError(f"{module}.{name} has no place in a batch")
         return super().find_class(module, name)
+
+
+def _load_sample(split: str) -> Split:
+    if split == "test":
+        raise DataError(
+            "the built-in sample has no test images: score its validation split with"
+            " --eval-split val (test.py: --split val)"
+        )
+    parts = [_read_sample(part) for part in SAMPLE_SPLITS if part in split.split("+")]
+    images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return Split(images, labels, split, "sample")
+
+
+def _read_sample(split: str) -> tuple[Tensor, Tensor]:
+    """Images and labels of one split of the sample, verified."""
+    remedy = f"restore {SAMPLE_DIRECTORY} from the repository"
+    try:
+        with open(SAMPLE_DIRECTORY / SAMPLE_LABELS, newline="", encoding="ascii") as file:
+            rows = [row for row in csv.DictReader(file) if row["split"] == split]
+        sheets = {name: _read_sheet(name) for name in sorted({row["sheet"] for row in rows})}
+        images = torch.stack([sheets[row["sheet"]][int(row["position"])] for row in rows])
+        labels = torch.tensor([int(row["label"]) for row in rows])
+    except DataError as error:
+        raise DataError(f"the built-in sample is damaged: {error}; {remedy}") from error
+    except OSError as error:
+        raise DataError(
+            f"cannot read the built-in sample ({error.filename}: {error.strerror}); {remedy}"
+        ) from error
+    except (csv.Error, LookupError, OverflowError, TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"the built-in sample is damaged: its {SAMPLE_LABELS} cannot be read; {remedy}"
+        ) from error
+    if content_md5(images, labels) != SAMPLE_SPLITS[split]:
+        raise DataError(
+            f"the built-in sample is damaged: its {split} images or labels have changed; {remedy}"
+        )
+    return images, labels
+
+
+def _read_sheet(name: str) -> Tensor:
+    """The images (500, 3, 32, 32) uint8 of a sheet, row by row."""
+    path = SAMPLE_DIRECTORY / Path(name).name
+    size = (SHEET_COLUMNS * SIZE, SHEET_ROWS * SIZE)  # width, height
+    try:
+        if path.stat().st_size > SHEET_BYTES:
+            raise DataError(f"{path.name} is larger than {SHEET_BYTES:,} bytes")
+        # Opening reads no further than the header, which tells whether to decode the rest.
+        with Image.open(path, formats=("PNG",)) as image:
+            if image.size != size or image.mode != "RGB":
+                raise DataError(f"{path.name} is not an RGB image of {size[0]} x {size[1]} pixels")
+            sheet = np.asarray(image)  # (640, 800, 3)
+    except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError) as error:
+        raise DataError(f"{path.name} cannot be read") from error
+    grid = torch.tensor(sheet).view(SHEET_ROWS, SIZE, SHEET_COLUMNS, SIZE, 3)
+    return grid.permute(0, 2, 4, 1, 3).reshape(-1, 3, SIZE, SIZE)
+
+
+def content_md5(images: Tensor, labels: Tensor) -> str:
+    """MD5 of images (N, 3, 32, 32) and labels (N,) as records of the binary version."""
+    label_bytes = labels.numpy().astype(np.uint8)[:, None]
+    return _md5(np.hstack([label_bytes, images.reshape(-1, PIXELS).numpy()]).tobytes())
 
 
 def _md5(content: bytes) -> str:
