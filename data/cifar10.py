@@ -102,10 +102,12 @@ def find(
     what `load` takes.
 
     "cifar10" looks under `directory` and, where no CIFAR-10 is there, has torchvision download the
-    python version to it, from `download_url` (the archive's address) if given. "auto" does the
-    same and falls back to the sample where the download fails. Raises DataError where the download
-    fails, or where CIFAR-10 is on disk but lacks a file that `need` asks for; what is on disk is
-    never passed over in favour of the sample.
+    python version to it, from `download_url` if given (the archive's address, or that of its
+    folder with a slash at the end). "auto" does the same, but where the download fails it logs
+    why and falls back to the sample. The sample has no test images, which `load` says, not this.
+
+    Raises DataError where the download fails, or where CIFAR-10 is on disk but lacks a file that
+    `need` asks for: what is on disk is never passed over in favour of the sample.
     """
     if source not in SOURCES:
         raise DataError(f"unknown data source {source!r}: choose one of {', '.join(SOURCES)}")
@@ -170,6 +172,9 @@ def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     ]
     val = np.sort(np.concatenate(held_out))
     return np.setdiff1d(np.arange(len(labels)), val), val
+
+
+# ----------------------------------------------------------------------------- download and search
 
 
 def _download(directory: Path, url: str | None) -> None:
@@ -265,6 +270,9 @@ def _folder_with(directory: Path, split: str) -> Path:
     )
 
 
+# ------------------------------------------------------------------------------ read and verify
+
+
 def _read_batch(folder: Path, batch: str, md5: str) -> np.ndarray:
     """The records (10,000, 3,073) uint8 of one batch, verified."""
     path = folder / (batch + SUFFIXES[folder.name])
@@ -312,7 +320,7 @@ class _Unpickler(pickle.Unpickler):
         ("_codecs", "encode"),
         ("numpy", "dtype"),
         ("numpy", "ndarray"),
-        ("numpy.core.multiarray", "_reconstruct"),  # the official files', written by NumPy 1
+        ("numpy.core.multiarray", "_reconstruct"),  # as NumPy 1 wrote it in the official files
         ("numpy._core.multiarray", "_reconstruct"),
     }
 
@@ -320,6 +328,9 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) not in self.ALLOWED:
             raise pickle.UnpicklingError(f"{module}.{name} has no place in a batch")
         return super().find_class(module, name)
+
+
+# ------------------------------------------------------------------------------ the built-in sample
 
 
 def _load_sample(split: str) -> Split:

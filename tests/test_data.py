@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.datasets import CIFAR10
 
 import data
@@ -445,7 +446,7 @@ def test_download_to_a_named_folder_from_a_mirror_folder(mirror, tmp_path):
     assert (folder / "test_batch").exists() and not (folder / folder.name).exists()
 
 
-def failed_download(url, directory, capfd):
+def failed_download(url, directory):
     """The error with "cifar10"; "auto" says it on standard error and takes the sample."""
     message = error_of(data.find, "cifar10", directory, need=("train",), download_url=url)
     assert "cannot download CIFAR-10" in message and "--download-url" in message
@@ -453,26 +454,26 @@ def failed_download(url, directory, capfd):
     return message
 
 
-def test_download_of_a_damaged_archive(archive, mirror, tmp_path, capfd):
+def test_download_of_a_damaged_archive(archive, mirror, tmp_path):
     archive.write_bytes(archive.read_bytes()[:-100])
-    assert "corrupted" in failed_download(mirror, tmp_path / "raw", capfd)
+    assert "corrupted" in failed_download(mirror, tmp_path / "raw")
 
 
 @pytest.mark.parametrize("url", ["nonsense", "http://127.0.0.1:1/a.tar.gz", "file:///no/such/file"])
-def test_download_from_nowhere(fake, tmp_path, url, capfd):
-    assert url in failed_download(url, tmp_path / "raw", capfd)
+def test_download_from_nowhere(fake, tmp_path, url):
+    assert url in failed_download(url, tmp_path / "raw")
 
 
-def test_download_from_a_server_that_is_silent(fake, tmp_path, monkeypatch, capfd):
+def test_download_from_a_server_that_is_silent(fake, tmp_path, monkeypatch):
     monkeypatch.setattr(cifar10, "DOWNLOAD_TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/a.tar.gz"
-        assert "timed out" in failed_download(url, tmp_path / "raw", capfd)
+        assert "timed out" in failed_download(url, tmp_path / "raw")
 
 
-def test_download_to_where_nothing_can_be_written(mirror, tmp_path, capfd):
+def test_download_to_where_nothing_can_be_written(mirror, tmp_path):
     (tmp_path / "file").write_text("no folder can be made in here")
-    failed_download(mirror, tmp_path / "file" / "raw", capfd)
+    failed_download(mirror, tmp_path / "file" / "raw")
 
 
 def test_the_reason_of_the_fallback_is_logged(fake, tmp_path, no_network, caplog):
@@ -602,6 +603,18 @@ def enormous_file(directory):
         sheet.truncate(1 << 40)  # sparse: it takes no space
 
 
+def sheet_of_another_size(directory):
+    Image.new("RGB", (800, 32)).save(directory / "train_0.png")
+
+
+def grey_sheet(directory):
+    Image.new("L", (800, 640)).save(directory / "train_0.png")
+
+
+def not_a_png(directory):
+    Image.new("RGB", (800, 640)).save(directory / "train_0.png", format="BMP")
+
+
 def missing_sheet(directory):
     (directory / "train_0.png").unlink()
 
@@ -623,6 +636,9 @@ def missing_labels(directory):
         truncated_sheet,
         enormous_sheet,
         enormous_file,
+        sheet_of_another_size,
+        grey_sheet,
+        not_a_png,
         missing_sheet,
         missing_labels,
     ],
