@@ -1,6 +1,16 @@
 """CIFAR-10 and the built-in sample of it: found, verified, split, augmented and loaded."""
 
-from data.augment import Augmentation, Loader, crop, cutout, flip, normalize, pad
+from data.augment import (
+    FLIPS,
+    PADDING_MODES,
+    Augmentation,
+    Loader,
+    crop,
+    cutout,
+    flip,
+    normalize,
+    pad,
+)
 from data.cifar10 import (
     CLASSES,
     DEFAULT_DIRECTORY,
@@ -17,7 +27,9 @@ from data.cifar10 import (
 __all__ = [
     "CLASSES",
     "DEFAULT_DIRECTORY",
+    "FLIPS",
     "MEAN",
+    "PADDING_MODES",
     "SOURCES",
     "SPLITS",
     "STD",

@@ -1,0 +1,54 @@
+"""The networks by name: `build("under100k")` makes one from its config's fields."""
+
+from dataclasses import asdict, fields
+
+from torch import nn
+
+from models.baseline import Baseline, BaselineConfig
+from models.under100k import Under100k, Under100kConfig
+
+__all__ = ["ModelError", "build", "config_dict", "names"]
+
+_NETWORKS = {
+    "under100k": (Under100k, Under100kConfig),
+    "baseline": (Baseline, BaselineConfig),
+}
+
+
+class ModelError(Exception):
+    """An unknown network, or a config that it does not take."""
+
+
+def names() -> tuple[str, ...]:
+    """The networks that `build` knows, the default one first."""
+    return tuple(_NETWORKS)
+
+
+def _config(name: str, values: dict[str, object]) -> object:
+    if name not in _NETWORKS:
+        raise ModelError(f"unknown network {name!r}: choose one of {', '.join(names())}")
+    config_class = _NETWORKS[name][1]
+    unknown = sorted(set(values) - {field.name for field in fields(config_class)})
+    if unknown:
+        raise ModelError(f"network {name!r} has no setting {', '.join(unknown)}")
+    try:
+        return config_class(**values)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"network {name!r}: {error}") from error
+
+
+def build(name: str, **config: object) -> nn.Module:
+    """A network with fresh weights; `config` overrides fields of its config dataclass.
+
+    It maps normalised images (N, 3, 32, 32) to logits (N, 10).
+
+    Raises:
+        ModelError: no network of that name, a field that its config lacks, or a value it refuses.
+    """
+    checked = _config(name, config)
+    return _NETWORKS[name][0](checked)
+
+
+def config_dict(name: str, **config: object) -> dict[str, object]:
+    """The whole config that `build(name, **config)` uses, as plain values that a file can hold."""
+    return asdict(_config(name, config))

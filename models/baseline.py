@@ -1,0 +1,59 @@
+"""The network this repository set out from: a notebook's CNN of 112,966 weights, layer for layer."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class BaselineConfig:
+    """The baseline has nothing to choose."""
+
+
+def _activation(channels: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(nn.ReLU(), nn.BatchNorm2d(channels), nn.Dropout(dropout))
+
+
+class Baseline(nn.Module):
+    """Images (N, 3, 32, 32) -> logits (N, 10).
+
+    Two residual sums join layers of different depth: the 1x1 convolution's output passes by the
+    3x3 convolution after it, the dilated convolution's output passes by the next two stages.
+    """
+
+    def __init__(self, config: BaselineConfig) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 10, 3, padding=1)
+        self.act1 = _activation(10, 0.1)
+        self.conv2 = nn.Conv2d(10, 16, 5, padding=1)
+        self.act2 = _activation(16, 0.1)
+        self.pool1 = nn.MaxPool2d(2)
+        self.pwconv1 = nn.Conv2d(16, 32, 1)
+        self.conv3 = nn.Conv2d(32, 32, 3, padding=1)
+        self.act3 = _activation(32, 0.2)
+        self.pool2 = nn.MaxPool2d(2)
+        self.dilated = nn.Conv2d(32, 64, 3, padding=1, dilation=2)
+        self.conv4 = nn.Conv2d(64, 64, 3, padding=1)
+        self.act4 = _activation(64, 0.3)
+        self.grouped = nn.Conv2d(64, 64, 3, padding=1, groups=32)
+        self.pwconv2 = nn.Conv2d(64, 64, 1)
+        self.act5 = _activation(64, 0.3)
+        self.pool3 = nn.MaxPool2d(2)
+        self.conv5 = nn.Conv2d(64, 64, 3, padding=1)
+        self.act6 = _activation(64, 0.1)
+        self.pool4 = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(64, 10)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(N, 3, 32, 32) -> (N, 64, 2, 2)."""
+        x = self.act1(self.conv1(x))
+        x = self.pool1(self.act2(self.conv2(x)))
+        x = self.pwconv1(x)
+        x = self.pool2(x + self.act3(self.conv3(x)))
+        x = self.dilated(x)
+        y = self.act4(self.conv4(x))
+        x = self.pool3(x + self.act5(self.pwconv2(self.grouped(y))))
+        return self.act6(self.conv5(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.pool4(self.forward_features(x)).flatten(1))

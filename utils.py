@@ -1,0 +1,279 @@
+"""What a run needs besides learning: seed, device, checkpoints, history."""
+
+import argparse
+import csv
+import hashlib
+import io
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchsummary import summary
+
+CHECKPOINT_FORMAT = 1
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+HISTORY_COLUMNS = (
+    "epoch",
+    "train_loss",
+    "train_accuracy",
+    "eval_loss",
+    "eval_accuracy",
+    "learning_rate",
+    "seconds",
+    "images_per_second",
+)
+
+
+class RunError(Exception):
+    """Something that the user can put right, said in one line."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, but what is wrong is said in one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def run_script(main: Callable[[], None], *errors: type[Exception]) -> None:
+    """Run a script's `main`; one of these `errors` ends it with one line and exit status 2."""
+    try:
+        main()
+    except (RunError, *errors) as error:
+        line = " ".join(str(error).split())
+        print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
+        sys.exit(2)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed PyTorch's generators, on the CPU and on every accelerator. Nothing here uses others."""
+    if not 0 <= seed < 2**63:
+        raise RunError(f"seed {seed}: choose 0 or more")
+    torch.manual_seed(seed)
+
+
+def random_state() -> dict[str, Any]:
+    """The state of PyTorch's generators."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Restore what `random_state` returned, as far as this machine has the devices."""
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto": CUDA where there is one, then MPS, then the CPU; else the device of that name.
+
+    Raises:
+        RunError: PyTorch does not know the device, or does not find it here.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"device {name!r} is not usable here: {reason}") from error
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """ "auto": bfloat16 where the hardware has it, float16 on older CUDA devices, else float32."""
+    if name != "auto":
+        if name == "fp16" and device.type == "cpu":
+            raise RunError("precision fp16 is for CUDA devices: choose bf16 or fp32")
+        return PRECISIONS[name]
+    if device.type == "cuda":
+        # emulation would run, slowly, on devices without bfloat16 in hardware
+        supported = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if supported else torch.float16
+    if device.type == "cpu":
+        features = torch.cpu.get_capabilities()
+        in_hardware = any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+        return torch.bfloat16 if in_hardware else torch.float32
+    return torch.float32
+
+
+def precision_name(precision: torch.dtype) -> str:
+    """The flag's word for a precision: the inverse of PRECISIONS."""
+    return next(name for name, dtype in PRECISIONS.items() if dtype == precision)
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and those above it.
+
+    Raises:
+        RunError: it cannot be created or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise RunError(f"cannot write to folder {path}: {error.strerror}") from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that it is never seen half-written: whole under another name, then renamed.
+
+    Raises:
+        RunError: the disk is full, or the folder cannot be written to; a file that was at `path`
+            is then still there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise RunError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every number, string and tensor in nested dicts and lists, with the keys that lead to it."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _leaves(value, f"{path}/{key!r}")
+    elif isinstance(tree, list | tuple):
+        for index, value in enumerate(tree):
+            yield from _leaves(value, f"{path}/{index}")
+    else:
+        yield path, tree
+
+
+def checksum(content: dict[str, Any]) -> str:
+    """SHA-256 over the keys, types, shapes and values of a checkpoint, without its checksum."""
+    digest = hashlib.sha256()
+    for path, leaf in _leaves({k: v for k, v in content.items() if k != "checksum"}):
+        if isinstance(leaf, Tensor):
+            flat = leaf.detach().cpu().contiguous()
+            digest.update(f"{path} {leaf.dtype} {tuple(leaf.shape)}".encode())
+            digest.update(flat.flatten().view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(f"{path} {leaf!r}".encode())
+    return digest.hexdigest()
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Save a dict of tensors, numbers, strings, lists and dicts, sealed with a checksum.
+
+    Raises:
+        RunError: it cannot be written; an older file at `path` is then untouched.
+    """
+    content = {"format": CHECKPOINT_FORMAT, **content}
+    buffer = io.BytesIO()
+    torch.save({**content, "checksum": checksum(content)}, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Load what `save_checkpoint` wrote, onto the CPU, running no code from the file.
+
+    Raises:
+        RunError: there is no such file, it is damaged, or it is no checkpoint of ours.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise RunError(f"no checkpoint at {path}") from error
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from error
+    except Exception as error:  # whatever a damaged archive or pickle makes torch.load raise
+        raise RunError(f"{path} is damaged or is not a checkpoint of this repository") from error
+    if not isinstance(content, dict) or "checksum" not in content or "format" not in content:
+        raise RunError(f"{path} is not a checkpoint of this repository")
+    if content["format"] != CHECKPOINT_FORMAT:
+        raise RunError(f"{path} has format {content['format']}, this version reads 1")
+    if content["checksum"] != checksum(content):
+        raise RunError(f"{path} is damaged: its checksum does not match; use another copy")
+    return content
+
+
+def load_weights(model: nn.Module, state_dict: dict[str, Tensor], path: Path) -> None:
+    """Put the weights of the checkpoint at `path` into `model`.
+
+    Raises:
+        RunError: they belong to another network.
+    """
+    try:
+        model.load_state_dict(state_dict)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise RunError(f"{path} holds weights of another network: {reason:.200}") from error
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Learned numbers; a tensor that is used in several places counts once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
+    """Multiply-accumulates of one image (C, H, W), by PyTorch's flop counter: convolutions and
+    matrix products, which it counts as two operations each."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, *input_size))
+    return counter.get_total_flops() // 2
+
+
+def print_summary(model: nn.Module, input_size: tuple[int, int, int]) -> None:
+    """Print torchsummary's table, the parameters and the multiply-accumulates of an image.
+
+    `model` is used up: torchsummary leaves its hooks behind, and runs it in its current mode.
+    """
+    macs = count_macs(model.eval(), input_size)
+    summary(model, input_size, device="cpu")
+    print(f"Parameters: {count_parameters(model):,}")
+    print(f"Multiply-accumulates an image: {macs / 1e6:.1f} million")
+
+
+def metrics_line(split: str, loss: float, correct: int, total: int) -> str:
+    """One line of results; `loss` in nats per image."""
+    accuracy = 100 * correct / total
+    return f"{split} set: Average loss: {loss:.4f}, Accuracy: {correct}/{total} ({accuracy:.2f}%)"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as hours and minutes, as a reader would say them."""
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
+
+
+def class_table(correct: list[int], total: list[int], classes: tuple[str, ...]) -> str:
+    """A line a class: its accuracy, and how many of its images were classified correctly."""
+    width = max(map(len, classes))
+    return "\n".join(
+        f"Accuracy of {name:<{width}}: {100 * right / max(count, 1):5.1f} % ({right}/{count})"
+        for name, right, count in zip(classes, correct, total, strict=True)
+    )
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def write_history(path: Path, history: list[dict[str, Any]]) -> None:
+    """Write a row an epoch, as CSV; what was not measured is an empty field."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, HISTORY_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    write_atomically(path, text.getvalue().encode())
