@@ -58,7 +58,7 @@ class Recipe:
     cutout: int = 0
 
     def __post_init__(self) -> None:
-        """Raises RecipeError where a value is out of its range; `data.Augmentation` checks its own."""
+        """Raises RecipeError where a value is out of its range."""
         checks = {
             "epochs": self.epochs >= 1,
             "batch_size": self.batch_size >= 1,

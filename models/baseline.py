@@ -1,4 +1,4 @@
-"""The network this repository set out from: a notebook's CNN of 112,966 weights, layer for layer."""
+"""Where this repository set out from: a notebook's network of 112,966 weights, layer for layer."""
 
 from dataclasses import dataclass
 

@@ -139,7 +139,8 @@ class EfficientChannelAttention(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """relu(x + attention(convolution(x))): a residual block (He et al. 2016, arXiv:1512.03385).
+    """x + attention(convolution(x)), with nothing after the sum: the stream of sums stays linear,
+    as between the bottlenecks of MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381).
 
     `convolution` keeps the shape and ends in a BatchNorm; `attention` keeps the shape.
     """
@@ -150,7 +151,7 @@ class ResidualBlock(nn.Module):
         self.attention = attention
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.attention(self.convolution(x)), inplace=True)
+        return x + self.attention(self.convolution(x))
 
 
 class UnshuffleDown(nn.Module):

@@ -1,4 +1,4 @@
-"""The default network: residual depthwise-separable blocks on three scales, under 100,000 weights."""
+"""The default network: residual depthwise-separable blocks on three scales, under 100k weights."""
 
 from dataclasses import dataclass
 
@@ -15,8 +15,8 @@ from models.blocks import (
     ResidualBlock,
     TransposedUp,
     UnshuffleDown,
-    global_average,
     batch_norm,
+    global_average,
 )
 
 
@@ -101,12 +101,12 @@ class Under100k(nn.Module):
         ]
 
     def forward_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 3, 32, 32) -> the fused fine scale (N, C2, 16, 16) and the coarse one (N, C3, 8, 8)."""
+        """(N, 3, 32, 32) -> the fused fine scale (N, C2, 16, 16), the coarse (N, C3, 8, 8)."""
         fine = self.stage2(self.down1(self.stage1(self.stem(x))))
         coarse = self.stage3(self.down2(fine))
         fused = self.fuse(F.relu(fine + self.up(coarse), inplace=True))
         return fused, coarse
 
     def forward(self, x: Tensor) -> Tensor:
-        fused, coarse = self.forward_features(x)
-        return self.fc(torch.cat([global_average(fused), global_average(coarse)], 1))
+        scales = self.forward_features(x)
+        return self.fc(torch.cat([global_average(F.relu(scale)) for scale in scales], 1))
