@@ -1,0 +1,166 @@
+"""Score a checkpoint: loss, accuracy, each class, and figures of what it gets wrong."""
+
+import argparse
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import data
+import engine
+import models
+import plots
+import utils
+
+ROOT = Path(__file__).resolve().parent
+SPLITS = ("test", "val", "train")
+BATCH_SIZE = 500
+SAMPLE_WARNING = (
+    "*** NOT CIFAR-10: scoring the few images of the built-in sample. Ask for CIFAR-10 with"
+    " --data cifar10. ***"
+)
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = utils.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--checkpoint", type=Path, metavar="PATH", required=True, help="weights to score")
+    add("--split", choices=SPLITS, help="images to score (test; val of the sample)")
+    add(
+        "--data",
+        choices=data.SOURCES,
+        default="auto",
+        help="auto: the sample if the weights come from it, else CIFAR-10 if it can be had",
+    )
+    add(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        default=data.DEFAULT_DIRECTORY,
+        help="CIFAR-10 lies or is downloaded here (data/raw)",
+    )
+    add("--download-url", metavar="URL", help="a mirror of cifar-10-python.tar.gz")
+    add("--output", type=Path, metavar="DIR", help="folder of figures (runs/test-NETWORK-TIME)")
+    add("--tta", action="store_true", help="average with the mirrored image")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (auto)")
+    add(
+        "--precision",
+        choices=("auto", *utils.PRECISIONS),
+        default="fp32",
+        help="of the mixed precision (fp32, so that every machine gives the same figures)",
+    )
+    return parser.parse_args(argv)
+
+
+def build_network(checkpoint: dict[str, Any], path: Path, device: torch.device) -> nn.Module:
+    """The network that the checkpoint at `path` describes, with its weights, on `device`."""
+    model = models.build(checkpoint["model"], **checkpoint["config"])
+    utils.load_weights(model, checkpoint["state_dict"], path)
+    return model.to(device, memory_format=torch.channels_last)
+
+
+def load_split(
+    source: str, split: str | None, directory: Path, download_url: str | None
+) -> data.Split:
+    """The images to score; by default CIFAR-10's test split, and of the sample, which has none,
+    the validation split."""
+    found = data.find(source, directory, need=(split or "test",), download_url=download_url)
+    return data.load(found, directory, split or ("val" if found == "sample" else "test"))
+
+
+def seen_in_training(trained: dict[str, Any], split: data.Split) -> str:
+    """One line where the network was trained on images of `split`, else nothing.
+
+    The sample's splits are cut out of CIFAR-10's splits of the same name.
+    """
+    if split.name not in trained["train_split"].split("+"):
+        return ""
+    some = "some of " if trained["source"] == "sample" and split.source == "cifar10" else ""
+    return f"The network was trained on {some}these images: this is no estimate for new ones."
+
+
+def describe(checkpoint: dict[str, Any], split: data.Split, tta: bool) -> str:
+    """The title of the figures."""
+    trained = checkpoint["data"]
+    parts = [f"{checkpoint['model']} on CIFAR-10"]
+    if trained["source"] == "sample":
+        parts.append("trained on the built-in sample only")
+    of_sample = " of the built-in sample" if split.source == "sample" else ""
+    seen = " (seen in training)" if seen_in_training(trained, split) else ""
+    parts.append(f"{split.name} split{of_sample}{seen}")
+    if tta:
+        parts.append("with mirrored images")
+    return ", ".join(parts)
+
+
+def draw(
+    evaluation: engine.Evaluation,
+    split: data.Split,
+    classes: tuple[str, ...],
+    title: str,
+    output: Path,
+) -> None:
+    """Confusion matrix, accuracy of each class, and the most confident mistakes."""
+    confusion = evaluation.confusion
+    correct, total = confusion.diag(), confusion.sum(1)
+    plots.confusion_matrix(confusion, classes, output / "confusion_matrix.png", title=title)
+    plots.class_accuracy(correct, total, classes, output / "class_accuracy.png", title=title)
+    plots.mistakes(
+        split.images,
+        evaluation.labels,
+        evaluation.predictions,
+        evaluation.logits.softmax(1).amax(1),
+        classes,
+        output / "mistakes.png",
+        title=f"{title}: most confident mistakes",
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse_arguments(argv)
+    device = utils.pick_device(arguments.device)
+    precision = utils.pick_precision(arguments.precision, device)
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # CUDA's default rounds fp32 to TF32
+
+    checkpoint = utils.load_checkpoint(arguments.checkpoint)
+    model = build_network(checkpoint, arguments.checkpoint, device)
+    from_sample = checkpoint["data"]["source"] == "sample"
+    source = "sample" if arguments.data == "auto" and from_sample else arguments.data
+    split = load_split(source, arguments.split, arguments.data_dir, arguments.download_url)
+    name = f"test-{checkpoint['model']}-{datetime.now():%Y%m%d-%H%M%S}"
+    output = arguments.output or ROOT / "runs" / name
+    utils.make_folder(output)
+    if split.source == "sample":
+        print(SAMPLE_WARNING, flush=True)
+
+    loader = data.Loader(
+        split,
+        min(BATCH_SIZE, len(split)),
+        augmentation=None,
+        seed=0,
+        device=device,
+        mean=checkpoint["normalization"]["mean"],
+        std=checkpoint["normalization"]["std"],
+        dtype=precision,
+        shuffle=False,
+    )
+    evaluation = engine.evaluate(model, loader, precision=precision, mirror=arguments.tta)
+
+    metrics, confusion = evaluation.metrics, evaluation.confusion
+    mirrored = ", with mirrored images (test-time augmentation)" if arguments.tta else ""
+    line = utils.metrics_line(split.name.capitalize(), metrics.loss, metrics.correct, metrics.total)
+    print(line + mirrored)
+    if seen := seen_in_training(checkpoint["data"], split):
+        print(seen)
+    classes = tuple(checkpoint["classes"])
+    print(utils.class_table(confusion.diag().tolist(), confusion.sum(1).tolist(), classes))
+    draw(evaluation, split, classes, describe(checkpoint, split, arguments.tta), output)
+    print(f"Figures are in {output}")
+    if split.source == "sample":
+        print(SAMPLE_WARNING)
+
+
+if __name__ == "__main__":
+    utils.run_script(main, data.DataError, models.ModelError, OSError)
