@@ -89,7 +89,7 @@ RECIPES = {
         padding_mode="zeros",
     ),
     "under100k": Recipe(
-        epochs=70,
+        epochs=50,
         batch_size=256,
         optimizer="sgd",
         learning_rate=0.4,
@@ -117,7 +117,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
         groups,
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
+        nesterov=recipe.nesterov and recipe.momentum > 0,  # the same without any, but refused
         fused=True,
     )
 
@@ -156,6 +156,8 @@ def build_scheduler(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) 
 
 def begin_epoch(optimizer: Optimizer, recipe: Recipe, epoch: int) -> None:
     """Apply the milestone that epoch `epoch` (counted from 0) starts with, if any."""
+    if recipe.schedule != "steps":
+        return
     for start, _, momentum in recipe.milestones:
         if epoch == math.ceil(start * recipe.epochs):
             optimizer.state.clear()

@@ -109,4 +109,4 @@ class Under100k(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         scales = self.forward_features(x)
-        return self.fc(torch.cat([global_average(F.relu(scale)) for scale in scales], 1))
+        return self.fc(torch.cat([global_average(scale) for scale in scales], 1))
