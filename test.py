@@ -12,6 +12,7 @@ import data
 import engine
 import models
 import plots
+import storage
 import utils
 
 ROOT = Path(__file__).resolve().parent
@@ -56,8 +57,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def build_network(checkpoint: dict[str, Any], path: Path, device: torch.device) -> nn.Module:
     """The network that the checkpoint at `path` describes, with its weights, on `device`."""
-    model = models.build(checkpoint["model"], **checkpoint["config"])
-    utils.load_weights(model, checkpoint["state_dict"], path)
+    model = storage.rebuild(models.build, checkpoint, path)
     return model.to(device, memory_format=torch.channels_last)
 
 
@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
     precision = utils.pick_precision(arguments.precision, device)
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # CUDA's default rounds fp32 to TF32
 
-    checkpoint = utils.load_checkpoint(arguments.checkpoint)
+    checkpoint = storage.load_checkpoint(arguments.checkpoint)
     model = build_network(checkpoint, arguments.checkpoint, device)
     from_sample = checkpoint["data"]["source"] == "sample"
     source = "sample" if arguments.data == "auto" and from_sample else arguments.data

@@ -2,16 +2,18 @@
 
 import argparse
 import math
+import shlex
 import sys
 import time
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
@@ -22,6 +24,7 @@ import engine
 import models
 import plots
 import recipe as recipes
+import storage
 import utils
 from recipe import Recipe
 
@@ -36,8 +39,10 @@ EVALUATION_BATCH = 500
 RECIPE_FLAGS = [
     field.name for field in fields(Recipe) if field.name not in ("milestones", "nesterov")
 ]
-# What an interrupted run has settled; the other flags may be given anew with --resume.
-SETTLED = ("model", "data", "eval_split", "precision", "seed", *RECIPE_FLAGS)
+AUTO = Path("auto")
+CHECKPOINT_MINUTES = 5.0
+# What a run does not keep, so that the command that resumes it must say it again.
+UNSETTLED = ("data_dir", "device", "checkpoint_minutes")
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,10 @@ class Run:
     ema: AveragedModel | None
     scaler: GradScaler
     device: torch.device
-    epoch: int = 0
+    metrics: engine.RunningMetrics  # of the epoch under way, as are the next two
+    batch: int = 0  # steps taken
+    seconds: float = 0.0  # spent on them
+    epoch: int = 0  # epochs behind
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -81,13 +89,34 @@ class Run:
         """The network that is evaluated and released: the moving average, where there is one."""
         return self.model if self.ema is None else self.ema.module
 
+    def learning_rate(self, steps_ago: int = 0) -> float:
+        """Of the next step, or of one before it."""
+        scheduler = self.scheduler
+        return scheduler.base_lrs[0] * scheduler.lr_lambdas[0](scheduler.last_epoch - steps_ago)
+
+    def begin_epoch(self) -> None:
+        recipes.begin_epoch(self.optimizer, self.settings.recipe, self.epoch)
+
+    def end_epoch(self, row: dict[str, Any]) -> None:
+        """The epoch's row goes into the history, and its sums start anew."""
+        self.history.append(row)
+        self.epoch, self.batch, self.seconds = self.epoch + 1, 0, 0.0
+        self.metrics = engine.RunningMetrics(self.device)
+
+    def is_finite(self) -> bool:
+        """Whether no weight and no statistic is lost; one reduction, which waits for the device."""
+        tensors = [t for t in self.model.state_dict().values() if t.is_floating_point()]
+        if self.ema is not None:
+            tensors += [t for t in self.scored.state_dict().values() if t.is_floating_point()]
+        return math.isfinite(get_total_norm(tensors))
+
     def weights(self) -> dict[str, Any]:
         """The released form: what rebuilds and describes the network, nothing of the training."""
         settings = self.settings
         return {
             "model": settings.model,
             "config": settings.config,
-            "state_dict": self.scored.state_dict(),
+            "state_dict": utils.unwrap(self.scored).state_dict(),
             "normalization": {"mean": list(data.MEAN), "std": list(data.STD)},
             "classes": list(data.CLASSES),
             "data": {
@@ -100,60 +129,130 @@ class Run:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """All that an exact resume needs."""
+        """All that an exact resume needs besides `weights`, which hold the moving average."""
         return {
             "settings": asdict(self.settings),
-            "model": self.model.state_dict(),
+            "model": utils.unwrap(self.model).state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "ema": None if self.ema is None else self.ema.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "averaged": 0 if self.ema is None else int(self.ema.n_averaged),
+            "batch": self.batch,
+            "seconds": self.seconds,
+            "metrics": self.metrics.state_dict(),
             "random": utils.random_state(),
         }
 
-    def load_state_dict(self, state: dict[str, Any], epoch: int, history: list[dict]) -> None:
-        self.model.load_state_dict(state["model"])
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        """Go on where `checkpoint`, of the same settings, was saved.
+
+        Raises:
+            ValueError, RuntimeError: it does not fit this run, which is then of no use.
+        """
+        state = checkpoint["training"]
+        self._check(state)
+        utils.unwrap(self.model).load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
         self.scaler.load_state_dict(state["scaler"])
+        if self.ema is not None:
+            utils.unwrap(self.ema.module).load_state_dict(checkpoint["state_dict"])
+            self.ema.n_averaged.fill_(state["averaged"])
+        self.batch, self.seconds = state["batch"], state["seconds"]
+        self.metrics.load_state_dict(state["metrics"])
+        self.epoch, self.history = checkpoint["epoch"], checkpoint["history"]
         utils.set_random_state(state["random"])
-        self.epoch, self.history = epoch, history
+
+    def _check(self, state: dict[str, Any]) -> None:
+        """ValueError where `state` has not the structure of this run's own."""
+        # One step without a gradient, so that the optimizer has a state to compare with. What it
+        # does to the weights does not matter: they are about to be replaced.
+        for parameter in self.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.step()
+        own = self.state_dict()
+        own["random"]["cuda"] = state["random"]["cuda"]  # another machine, other devices
+        storage.check_like(own, state)
+
+
+@dataclass
+class Saver:
+    """Saves a run in its folder, on demand and whenever `minutes` have gone by since the last."""
+
+    run: Run
+    output: Path
+    minutes: float
+
+    def __post_init__(self) -> None:
+        self.saved_at = time.monotonic()
+
+    def save(self) -> None:
+        """Raises utils.RunError where it cannot be, or where the weights are no longer finite."""
+        check_finite(self.run, 0.0)
+        training = {"training": self.run.state_dict()}
+        storage.save_latest(self.output, {**self.run.weights(), **training})
+        utils.write_history(self.output / "history.csv", self.run.history)
+        self.saved_at = time.monotonic()
+
+    def save_if_due(self) -> None:
+        if time.monotonic() - self.saved_at >= 60 * self.minutes:
+            self.save()
 
 
 class Monitor:
-    """Called after every step: moves the progress bar, and stops a run whose loss is lost.
+    """Called after every step: counts it, shows it, and stops or saves the run where it must.
 
     Looking at the loss waits for the device, so on an accelerator only every 50th is looked at.
     """
 
-    def __init__(self, run: Run, batches: int) -> None:
+    def __init__(
+        self, run: Run, batches: int, saver: Saver, interruption: utils.Interruption
+    ) -> None:
         self.run = run
-        self.bar = tqdm(total=batches, disable=not sys.stderr.isatty(), leave=True)
-        self.batch = 0
+        self.saver = saver
+        self.interruption = interruption
         self.interval = 1 if run.device.type == "cpu" else 50
+        terminal = sys.stderr.isatty()
+        self.bar = tqdm(total=batches, initial=run.batch, disable=not terminal, leave=True)
+        self.clock = time.perf_counter()
 
-    def __call__(self, loss: Tensor) -> None:
-        if self.batch % self.interval == 0:
-            self.check(loss.item())
-        self.bar.update()
-        self.batch += 1
+    def __enter__(self) -> "Monitor":
+        return self
 
-    def close(self, loss: float) -> None:
-        """The epoch is over: its mean loss has the last word."""
-        self.check(loss)
+    def __exit__(self, *exception: object) -> None:
         self.bar.close()
 
+    def __call__(self, loss: Tensor) -> None:
+        self.run.batch += 1
+        if self.run.batch % self.interval == 0:
+            self.check(loss.item())
+        self.count_time()
+        self.bar.update()
+        self.interruption.check()
+        self.saver.save_if_due()
+        self.clock = time.perf_counter()  # saving is no training
+
+    def count_time(self) -> None:
+        now = time.perf_counter()
+        self.run.seconds += now - self.clock
+        self.clock = now
+
     def check(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            rate = self.run.scheduler.get_last_lr()[0]
-            raise utils.RunError(
-                f"the loss became {loss} in epoch {self.run.epoch + 1}, batch {self.batch}, at a"
-                f" learning rate of {rate:.3g}; the checkpoint of the last epoch is intact:"
-                " try a lower --learning-rate"
-            )
-        self.bar.set_description_str(f"loss={loss:.4f} batch_id={self.batch}", refresh=False)
+        check_finite(self.run, loss)
+        description = f"loss={loss:.4f} batch_id={self.run.batch - 1}"
+        self.bar.set_description_str(description, refresh=False)
+
+
+def check_finite(run: Run, loss: float) -> None:
+    """Raises utils.RunError where the loss or a weight has become infinite or not a number."""
+    if math.isfinite(loss) and run.is_finite():
+        return
+    lost = "a weight is no longer finite" if math.isfinite(loss) else f"the loss became {loss}"
+    raise utils.RunError(
+        f"{lost} by epoch {run.epoch + 1}, batch {run.batch} (step {run.scheduler.last_epoch}),"
+        f" at a learning rate of {run.learning_rate(1):.3g}; the checkpoint before it is intact:"
+        " try a lower --learning-rate"
+    )
 
 
 def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
@@ -193,8 +292,23 @@ def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
     add("--precision", choices=("auto", *utils.PRECISIONS), help="of the mixed precision (auto)")
     add("--seed", type=int, metavar="N", help="of weights, order and augmentation (0)")
     add("--output", type=Path, metavar="DIR", help="folder of the run (runs/NETWORK-TIME)")
-    add("--resume", type=Path, metavar="PATH", help="go on from the last.pt of a run")
-    return vars(parser.parse_args(argv))
+    add(
+        "--resume",
+        type=Path,
+        metavar="PATH",
+        help="go on from the last.pt of a run; auto: of the newest in --output or, without it, in"
+        " runs; a new run where there is none",
+    )
+    add(
+        "--checkpoint-minutes",
+        type=float,
+        metavar="X",
+        help=f"between the checkpoints within an epoch ({CHECKPOINT_MINUTES:g})",
+    )
+    given = vars(parser.parse_args(argv))
+    if not given.get("checkpoint_minutes", 0.0) >= 0:
+        parser.error(f"--checkpoint-minutes {given['checkpoint_minutes']}: choose 0 or more")
+    return given
 
 
 def new_settings(given: dict[str, Any], device: torch.device) -> Settings:
@@ -226,14 +340,35 @@ def settings_of(checkpoint: dict[str, Any], given: dict[str, Any], path: Path) -
         raise utils.RunError(
             f"{path} holds released weights, which cannot be resumed: use a last.pt"
         )
-    settled = [name for name in SETTLED if name in given]
-    if settled:
-        flags = ", ".join("--" + name.replace("_", "-") for name in settled)
+    try:
+        settings = dict(checkpoint["training"]["settings"])
+        recipe = dict(settings.pop("recipe"))
+        recipe["milestones"] = tuple(
+            (float(a), float(b), float(c)) for a, b, c in recipe["milestones"]
+        )
+        settings = Settings(recipe=Recipe(**recipe), **settings)
+        if (settings.model, settings.config) != (checkpoint["model"], checkpoint["config"]):
+            raise ValueError("the weights are those of another network")
+        check_types(settings)
+        check_types(settings.recipe)
+    except (LookupError, TypeError, ValueError) as error:
+        raise utils.RunError(f"{path} is damaged: its settings make no sense") from error
+    settled = {**asdict(settings), **asdict(settings.recipe), "data": settings.source}
+    changed = [
+        name for name, value in given.items() if value not in ("auto", settled.get(name, value))
+    ]
+    if changed:
+        flags = ", ".join("--" + name.replace("_", "-") for name in changed)
         raise utils.RunError(f"{flags} cannot change with --resume: start a new run instead")
-    settings = dict(checkpoint["training"]["settings"])
-    recipe = dict(settings.pop("recipe"))
-    recipe["milestones"] = tuple(tuple(row) for row in recipe["milestones"])
-    return Settings(recipe=Recipe(**recipe), **settings)
+    return settings
+
+
+def check_types(record: Any) -> None:
+    """TypeError where a dataclass has a field that is not of its declared type."""
+    for name, kind in get_type_hints(type(record)).items():
+        kind = (int, float) if kind is float else get_origin(kind) or kind
+        if not isinstance(getattr(record, name), kind):
+            raise TypeError(f"{name} is not of type {kind}")
 
 
 def required_splits(eval_split: str) -> tuple[str, ...]:
@@ -241,31 +376,29 @@ def required_splits(eval_split: str) -> tuple[str, ...]:
     return (train_split,) if eval_split == "none" else (train_split, eval_split)
 
 
-def make_output(given: dict[str, Any], settings: Settings) -> Path:
-    """Create the folder of the run; a resumed run stays where it was.
-
-    Raises:
-        utils.RunError: it cannot be created, or holds another run.
-    """
-    resumed = given.get("resume")
+def find_resumed(given: dict[str, Any]) -> Path | None:
+    """The checkpoint to go on from; None for a new run."""
+    if given.get("resume") != AUTO:
+        return given.get("resume")
     if "output" in given:
-        output = given["output"]
-    elif resumed is not None:
-        output = resumed.parent
-    else:
-        output = ROOT / "runs" / f"{settings.model}-{datetime.now():%Y%m%d-%H%M%S}"
-    utils.make_folder(output)
-    if (output / "last.pt").exists() and (
-        resumed is None or not resumed.samefile(output / "last.pt")
-    ):
-        raise utils.RunError(f"{output} already holds a run: resume it, or choose another --output")
-    return output
+        return storage.find_latest([given["output"]])
+    model = given.get("model", models.names()[0])
+    return storage.find_latest((ROOT / "runs").glob(f"{model}-*"))
+
+
+def output_folder(given: dict[str, Any], settings: Settings, resumed: Path | None) -> Path:
+    """The folder of the run; a resumed run stays where it was."""
+    if "output" in given:
+        return given["output"]
+    if resumed is not None:
+        return resumed.parent
+    return ROOT / "runs" / f"{settings.model}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def build_loaders(
     settings: Settings, directory: Path, device: torch.device
 ) -> tuple[data.Loader, data.Loader | None, data.Split | None]:
-    """The training and the evaluation loader, and the split evaluated (None where there is none)."""
+    """The training and the evaluation loader, and the split evaluated (None where none is)."""
     recipe = settings.recipe
     augmentation = data.Augmentation(
         recipe.crop_padding, recipe.padding_mode, recipe.flip, recipe.cutout
@@ -299,30 +432,49 @@ def build_run(settings: Settings, device: torch.device, steps_per_epoch: int) ->
         ema=recipes.build_ema(model, settings.recipe),
         scaler=GradScaler(device.type, enabled=scaled),
         device=device,
+        metrics=engine.RunningMetrics(device),
     )
 
 
-def train_one_epoch(run: Run, loader: data.Loader) -> tuple[engine.Metrics, float, float]:
-    """Train epoch `run.epoch`; returns its metrics, seconds, and learning rate at its start."""
-    recipes.begin_epoch(run.optimizer, run.settings.recipe, run.epoch)
-    loader.set_epoch(run.epoch)
-    learning_rate = run.scheduler.get_last_lr()[0]
-    monitor = Monitor(run, len(loader))
-    start = time.perf_counter()
-    metrics = engine.train_epoch(
-        run.model,
-        loader,
-        run.optimizer,
-        run.scheduler,
-        run.ema,
-        run.scaler,
-        engine.RunningMetrics(run.device),
-        label_smoothing=run.settings.recipe.label_smoothing,
-        precision=utils.PRECISIONS[run.settings.precision],
-        after_step=monitor,
-    )
-    monitor.close(metrics.loss)
-    return metrics, time.perf_counter() - start, learning_rate
+def resume(run: Run, checkpoint: dict[str, Any], loader: data.Loader, path: Path) -> None:
+    """Bring a fresh run to where `checkpoint`, which was loaded from `path`, left off.
+
+    Raises:
+        utils.RunError: the checkpoint does not fit.
+    """
+    try:
+        run.load(checkpoint)
+        images = min(run.batch * loader.batch_size, loader.images)
+        metrics = run.metrics.state_dict()
+        if not 0 <= run.batch <= len(loader) or metrics["total"] != images or run.seconds < 0:
+            raise ValueError("its position within the epoch makes no sense")
+        if run.epoch != len(run.history):
+            raise ValueError("its history is not that of its epochs")
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        raise utils.RunError(f"{path} does not fit its own settings: {e}") from e
+
+
+def train_one_epoch(run: Run, loader: data.Loader, monitor: Monitor) -> engine.Metrics:
+    """Train the epoch under way from its next batch to its end."""
+    if run.batch == 0:
+        run.begin_epoch()
+    loader.set_epoch(run.epoch, run.batch)
+    with monitor:
+        metrics = engine.train_epoch(
+            run.model,
+            loader,
+            run.optimizer,
+            run.scheduler,
+            run.ema,
+            run.scaler,
+            run.metrics,
+            label_smoothing=run.settings.recipe.label_smoothing,
+            precision=utils.PRECISIONS[run.settings.precision],
+            after_step=monitor,
+        )
+        monitor.check(metrics.loss)
+        monitor.count_time()
+    return metrics
 
 
 def print_epoch(
@@ -343,34 +495,59 @@ def print_epoch(
     )
 
 
-def train(
-    run: Run, loader: data.Loader, eval_loader: data.Loader | None, output: Path
+def evaluate(
+    run: Run, loader: data.Loader | None, interruption: utils.Interruption
+) -> engine.Evaluation | None:
+    if loader is None:
+        return None
+    batches = interruption.watch(loader)
+    precision = utils.PRECISIONS[run.settings.precision]
+    return engine.evaluate(run.scored, batches, precision=precision)
+
+
+def train_to_the_end(
+    run: Run,
+    loader: data.Loader,
+    eval_loader: data.Loader | None,
+    saver: Saver,
+    interruption: utils.Interruption,
 ) -> engine.Evaluation | None:
     """Train to the last epoch, saving after each; returns the last evaluation (or None)."""
     evaluation = None
-    precision = utils.PRECISIONS[run.settings.precision]
     while run.epoch < run.settings.recipe.epochs:
-        metrics, seconds, learning_rate = train_one_epoch(run, loader)
-        scored = None
-        if eval_loader is not None:
-            evaluation = engine.evaluate(run.scored, eval_loader, precision=precision)
-            scored = evaluation.metrics
-        run.epoch += 1
+        learning_rate = run.learning_rate(steps_ago=run.batch)
+        monitor = Monitor(run, len(loader), saver, interruption)
+        metrics = train_one_epoch(run, loader, monitor)
+        evaluation = evaluate(run, eval_loader, interruption)
+        scored = None if evaluation is None else evaluation.metrics
         row = {
-            "epoch": run.epoch,
+            "epoch": run.epoch + 1,
             "train_loss": metrics.loss,
             "train_accuracy": metrics.accuracy,
             "eval_loss": None if scored is None else scored.loss,
             "eval_accuracy": None if scored is None else scored.accuracy,
             "learning_rate": learning_rate,
-            "seconds": seconds,
-            "images_per_second": metrics.total / seconds,
+            "seconds": run.seconds,
+            "images_per_second": metrics.total / run.seconds,
         }
-        run.history.append(row)
+        run.end_epoch(row)
+        saver.save()
         print_epoch(run, row, metrics, scored)
-        utils.save_checkpoint(output / "last.pt", {**run.weights(), "training": run.state_dict()})
-        utils.write_history(output / "history.csv", run.history)
-    return evaluation
+    # A run that was resumed after its last epoch has not been evaluated by this process.
+    return evaluation or evaluate(run, eval_loader, interruption)
+
+
+def train(
+    run: Run, loader: data.Loader, eval_loader: data.Loader | None, saver: Saver
+) -> engine.Evaluation | None:
+    """Train to the last epoch; where SIGINT or SIGTERM comes before, save and raise Interrupted."""
+    utils.write_history(saver.output / "history.csv", run.history)
+    with utils.Interruption() as interruption:
+        try:
+            return train_to_the_end(run, loader, eval_loader, saver, interruption)
+        except utils.Interrupted:
+            saver.save()
+            raise
 
 
 def draw_augmentation(settings: Settings, loader: data.Loader, output: Path) -> None:
@@ -402,32 +579,64 @@ def draw(run: Run, evaluation: engine.Evaluation | None, output: Path) -> None:
     plots.confusion_matrix(confusion, data.CLASSES, output / "confusion_matrix.png", title=title)
 
 
+def load_resumed(path: Path) -> tuple[dict[str, Any], Path]:
+    """The checkpoint to go on from, and its file: where `path` is damaged, the one before it."""
+    older = path.with_name(storage.PREVIOUS)
+    try:
+        return storage.load_checkpoint(path), path
+    except utils.RunError as error:
+        if path.name != storage.LAST or not older.exists():
+            raise
+        checkpoint = storage.load_checkpoint(older)
+        print(f"{error}; going on from {older.name}, the one before it", file=sys.stderr)
+        return checkpoint, older
+
+
+def resume_command(given: dict[str, Any], output: Path) -> str:
+    flags = ["--resume", output / storage.LAST]
+    for name in UNSETTLED:
+        if name in given:
+            flags += ["--" + name.replace("_", "-"), given[name]]
+    return shlex.join(["python", sys.argv[0], *map(str, flags)])
+
+
 def main(argv: list[str] | None = None) -> None:
     given = parse_arguments(argv)
     if given.get("summary"):
         utils.print_summary(models.build(given.get("model", models.names()[0])), IMAGE_SIZE)
         return
     device = utils.pick_device(given.get("device", "auto"))
-    checkpoint = utils.load_checkpoint(given["resume"]) if "resume" in given else None
-    if checkpoint is None:
+    resumed = find_resumed(given)
+    if resumed is None:
+        checkpoint, source = None, None
         settings = new_settings(given, device)
     else:
-        settings = settings_of(checkpoint, given, given["resume"])
+        checkpoint, source = load_resumed(resumed)
+        settings = settings_of(checkpoint, given, source)
+        storage.rebuild(models.build, checkpoint, source)  # refuses weights of another network
+        utils.pick_precision(settings.precision, device)  # refuses what the device cannot do
     if settings.source == "sample":
         print(SAMPLE_WARNING, flush=True)
     directory = given.get("data_dir", data.DEFAULT_DIRECTORY)
     loader, eval_loader, _ = build_loaders(settings, directory, device)
-    output = make_output(given, settings)
-    utils.seed_everything(settings.seed)
-    run = build_run(settings, device, len(loader))
-    if checkpoint is not None:
-        run.load_state_dict(checkpoint["training"], checkpoint["epoch"], checkpoint["history"])
-    utils.print_summary(models.build(settings.model, **settings.config), IMAGE_SIZE)
-    utils.write_json(output / "config.json", asdict(settings))
-    draw_augmentation(settings, loader, output)
-    evaluation = train(run, loader, eval_loader, output)
-    utils.save_checkpoint(output / "weights.pt", run.weights())
-    draw(run, evaluation, output)
+    output = output_folder(given, settings, resumed)
+    with storage.locked(output):
+        storage.claim(output, resumed, source)
+        utils.seed_everything(settings.seed)
+        run = build_run(settings, device, len(loader))
+        utils.print_summary(models.build(settings.model, **settings.config), IMAGE_SIZE)
+        utils.write_json(output / "config.json", asdict(settings))
+        draw_augmentation(settings, loader, output)
+        if checkpoint is not None:  # last, for it restores the random state
+            resume(run, checkpoint, loader, source)
+        saver = Saver(run, output, given.get("checkpoint_minutes", CHECKPOINT_MINUTES))
+        try:
+            evaluation = train(run, loader, eval_loader, saver)
+        except utils.Interrupted as interrupted:
+            print(f"{interrupted}: all is saved; go on with\n{resume_command(given, output)}")
+            sys.exit(interrupted.status)
+        storage.save_checkpoint(output / "weights.pt", run.weights())
+        draw(run, evaluation, output)
     print(f"Weights, history and figures are in {output}")
     if settings.source == "sample":
         print(SAMPLE_WARNING)

@@ -1,24 +1,24 @@
-"""What a run needs besides learning: seed, device, checkpoints, history."""
+"""What a run needs besides learning: seed, device, signals, files, and what it prints."""
 
 import argparse
 import csv
-import hashlib
 import io
 import json
 import os
+import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchsummary import summary
 
-CHECKPOINT_FORMAT = 1
+T = TypeVar("T")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HISTORY_COLUMNS = (
     "epoch",
@@ -45,12 +45,57 @@ class ArgumentParser(argparse.ArgumentParser):
 
 def run_script(main: Callable[[], None], *errors: type[Exception]) -> None:
     """Run a script's `main`; one of these `errors` ends it with one line and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a path may hold what the locale lacks
     try:
         main()
     except (RunError, *errors) as error:
         line = " ".join(str(error).split())
         print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM came; `status` is what the process is then to exit with."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
+        self.status = 128 + number
+
+
+class Interruption:
+    """While entered, SIGINT and SIGTERM wait until `check` is called, which raises Interrupted.
+
+    A second SIGINT ends the process at once, as it would without this.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def __enter__(self) -> "Interruption":
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self._before = {number: signal.signal(number, self._receive) for number in numbers}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: object) -> None:
+        self.received = number
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def check(self) -> None:
+        if self.received is not None:
+            raise Interrupted(self.received)
+
+    def watch(self, items: Iterable[T]) -> Iterator[T]:
+        """The same items, with a `check` before each."""
+        for item in items:
+            self.check()
+            yield item
 
 
 def seed_everything(seed: int) -> None:
@@ -97,6 +142,8 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         if name == "fp16" and device.type == "cpu":
             raise RunError("precision fp16 is for CUDA devices: choose bf16 or fp32")
+        if name not in PRECISIONS:
+            raise RunError(f"unknown precision {name!r}: choose one of {', '.join(PRECISIONS)}")
         return PRECISIONS[name]
     if device.type == "cuda":
         # emulation would run, slowly, on devices without bfloat16 in hardware
@@ -128,8 +175,12 @@ def make_folder(path: Path) -> None:
         raise RunError(f"cannot write to folder {path}: {error.strerror}") from error
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, *, keep_as: str | None = None) -> None:
     """Write a file so that it is never seen half-written: whole under another name, then renamed.
+
+    Args:
+        keep_as: the name under which the file that was at `path` stays; at every moment one of
+            the two names holds a whole file.
 
     Raises:
         RunError: the disk is full, or the folder cannot be written to; a file that was at `path`
@@ -141,84 +192,37 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if keep_as is not None and path.exists():
+            os.replace(path, path.with_name(keep_as))
         os.replace(temporary, path)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise RunError(f"cannot write {path}: {error.strerror}") from error
+        kept = "; what was saved there before is intact" if path.exists() else ""
+        raise RunError(f"cannot write {path}: {error.strerror}{kept}") from error
+    _sync_folder(path.parent)
 
 
-def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every number, string and tensor in nested dicts and lists, with the keys that lead to it."""
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from _leaves(value, f"{path}/{key!r}")
-    elif isinstance(tree, list | tuple):
-        for index, value in enumerate(tree):
-            yield from _leaves(value, f"{path}/{index}")
-    else:
-        yield path, tree
+def _sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk, where the system can (Windows cannot)."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
-def checksum(content: dict[str, Any]) -> str:
-    """SHA-256 over the keys, types, shapes and values of a checkpoint, without its checksum."""
-    digest = hashlib.sha256()
-    for path, leaf in _leaves({k: v for k, v in content.items() if k != "checksum"}):
-        if isinstance(leaf, Tensor):
-            flat = leaf.detach().cpu().contiguous()
-            digest.update(f"{path} {leaf.dtype} {tuple(leaf.shape)}".encode())
-            digest.update(flat.flatten().view(torch.uint8).numpy().tobytes())
+def unwrap(model: nn.Module) -> nn.Module:
+    """The network itself, without what torch.compile or DistributedDataParallel put around it,
+    whose names would stand before those of its weights."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):  # torch.compile's wrapper has no public name
+            model = model._orig_mod
         else:
-            digest.update(f"{path} {leaf!r}".encode())
-    return digest.hexdigest()
-
-
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Save a dict of tensors, numbers, strings, lists and dicts, sealed with a checksum.
-
-    Raises:
-        RunError: it cannot be written; an older file at `path` is then untouched.
-    """
-    content = {"format": CHECKPOINT_FORMAT, **content}
-    buffer = io.BytesIO()
-    torch.save({**content, "checksum": checksum(content)}, buffer)
-    write_atomically(path, buffer.getvalue())
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Load what `save_checkpoint` wrote, onto the CPU, running no code from the file.
-
-    Raises:
-        RunError: there is no such file, it is damaged, or it is no checkpoint of ours.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise RunError(f"no checkpoint at {path}") from error
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror}") from error
-    except Exception as error:  # whatever a damaged archive or pickle makes torch.load raise
-        raise RunError(f"{path} is damaged or is not a checkpoint of this repository") from error
-    if not isinstance(content, dict) or "checksum" not in content or "format" not in content:
-        raise RunError(f"{path} is not a checkpoint of this repository")
-    if content["format"] != CHECKPOINT_FORMAT:
-        raise RunError(f"{path} has format {content['format']}, this version reads 1")
-    if content["checksum"] != checksum(content):
-        raise RunError(f"{path} is damaged: its checksum does not match; use another copy")
-    return content
-
-
-def load_weights(model: nn.Module, state_dict: dict[str, Tensor], path: Path) -> None:
-    """Put the weights of the checkpoint at `path` into `model`.
-
-    Raises:
-        RunError: they belong to another network.
-    """
-    try:
-        model.load_state_dict(state_dict)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise RunError(f"{path} holds weights of another network: {reason:.200}") from error
+            return model
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -198,9 +198,14 @@ class Loader:
         self.epoch = epoch
         self.first_batch = first_batch
 
+    @property
+    def images(self) -> int:
+        """Number of images of a whole epoch."""
+        return len(self._labels)
+
     def __len__(self) -> int:
         """Number of batches of a whole epoch."""
-        return -(-len(self._labels) // self.batch_size)
+        return -(-self.images // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         epoch = self._draw(self.epoch)
