@@ -1,0 +1,203 @@
+"""Train named candidates for a short, fixed budget each and append a row for each to a table.
+
+    python benchmarks/search.py --minutes 5 --data-dir DIR [--only NAME ...] [--seeds 0 1]
+    python benchmarks/search.py --epochs 20 --only full no_attention ... --seeds 0 1
+
+The budget is in minutes of training on this machine (the epochs that fit are measured first), or
+in epochs where only what is learned matters and not its speed. Every candidate goes through its
+whole schedule, from warm-up to a learning rate of 0, on the 45,000 training images, and its moving
+average is scored once on the 5,000 validation images. The table, benchmarks/search.csv, is the
+record of what was tried.
+"""
+
+import argparse
+import csv
+import json
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also when run as a file
+
+import data
+import engine
+import models
+import recipe as recipes
+import utils
+from train import Run, Settings, build_loaders, build_run
+
+TABLE = Path(__file__).resolve().with_name("search.csv")
+IMAGE_SIZE = (3, 32, 32)
+TIMED_STEPS = 20
+WARM_UP_STEPS = 3
+COLUMNS = (
+    "candidate",
+    "seed",
+    "parameters",
+    "macs",
+    "epochs",
+    "seconds_per_epoch",
+    "train_accuracy",
+    "val_accuracy",
+    "config",
+    "recipe",
+)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What differs from the default network and its recipe."""
+
+    config: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    model: str = models.names()[0]
+
+
+# Without one of the five operations, which the config's switch replaces; widths and depths keep the
+# number of parameters within 5 %.
+ABLATION = {
+    "full": Candidate(),
+    "no_separable": Candidate({"separable": False, "widths": (12, 28, 48)}),
+    "no_dilated": Candidate({"dilated": False}),
+    "no_transposed": Candidate({"transposed": False, "depths": (1, 7, 2)}),
+    "no_unshuffle": Candidate({"unshuffle": False, "depths": (1, 8, 2)}),
+    "no_attention": Candidate({"attention": False}),
+}
+CANDIDATES = {
+    **ABLATION,
+    "two_at_32x32": Candidate({"depths": (3, 5, 2)}),
+    "deep_at_16x16": Candidate({"depths": (1, 9, 1)}),
+    "deep_at_8x8": Candidate({"depths": (1, 2, 3)}),
+    "rate_0.2": Candidate(recipe={"learning_rate": 0.2}),
+    "rate_0.8": Candidate(recipe={"learning_rate": 0.8}),
+    "batch_128": Candidate(recipe={"batch_size": 128, "learning_rate": 0.2}),
+    "cosine": Candidate(recipe={"schedule": "cosine"}),
+    "no_cutout": Candidate(recipe={"cutout": 0}),
+    "random_flip": Candidate(recipe={"flip": "random"}),
+    "adamw": Candidate(recipe={"optimizer": "adamw", "learning_rate": 0.01, "weight_decay": 0.05}),
+}
+
+
+def settings_of(candidate: Candidate, epochs: int, seed: int, device: torch.device) -> Settings:
+    recipe = replace(recipes.RECIPES[candidate.model], **{**candidate.recipe, "epochs": epochs})
+    return Settings(
+        model=candidate.model,
+        config=models.config_dict(candidate.model, **candidate.config),
+        recipe=recipe,
+        source="cifar10",
+        eval_split="val",
+        precision=utils.precision_name(utils.pick_precision("auto", device)),
+        seed=seed,
+    )
+
+
+def train_epoch(run: Run, batches: Iterable[tuple[Tensor, Tensor]]) -> engine.Metrics:
+    settings = run.settings
+    return engine.train_epoch(
+        run.model,
+        batches,
+        run.optimizer,
+        run.scheduler,
+        run.ema,
+        run.scaler,
+        engine.RunningMetrics(run.device),
+        label_smoothing=settings.recipe.label_smoothing,
+        precision=utils.PRECISIONS[settings.precision],
+    )
+
+
+def epochs_within(
+    minutes: float, candidate: Candidate, directory: Path, device: torch.device
+) -> int:
+    """How many epochs of the candidate this machine trains in `minutes`; one at least."""
+    settings = settings_of(candidate, 1, 0, device)
+    loader, _, _ = build_loaders(settings, directory, device)
+    run = build_run(settings, device, len(loader))
+    batches = iter(loader)
+    train_epoch(run, islice(batches, WARM_UP_STEPS))
+    start = time.perf_counter()
+    train_epoch(run, islice(batches, TIMED_STEPS))
+    seconds = (time.perf_counter() - start) / TIMED_STEPS * len(loader)
+    return max(1, int(60 * minutes / seconds))
+
+
+def measure(
+    name: str, candidate: Candidate, epochs: int, seed: int, directory: Path, device: torch.device
+) -> dict[str, Any]:
+    """Train the candidate through its whole schedule; returns its row of the table."""
+    settings = settings_of(candidate, epochs, seed, device)
+    loader, eval_loader, _ = build_loaders(settings, directory, device)
+    utils.seed_everything(seed)
+    run = build_run(settings, device, len(loader))
+    start = time.perf_counter()
+    for epoch in range(epochs):
+        loader.set_epoch(epoch)
+        metrics = train_epoch(run, loader)
+    seconds = time.perf_counter() - start  # reading the metrics has waited for the device
+    evaluation = engine.evaluate(
+        run.scored, eval_loader, precision=utils.PRECISIONS[settings.precision]
+    )
+    fresh = models.build(settings.model, **settings.config).eval()
+    return {
+        "candidate": name,
+        "seed": seed,
+        "parameters": utils.count_parameters(fresh),
+        "macs": utils.count_macs(fresh, IMAGE_SIZE),
+        "epochs": epochs,
+        "seconds_per_epoch": round(seconds / epochs, 1),
+        "train_accuracy": round(metrics.accuracy, 4),
+        "val_accuracy": round(evaluation.metrics.accuracy, 4),
+        "config": json.dumps(candidate.config),
+        "recipe": json.dumps(candidate.recipe),
+    }
+
+
+def append(row: dict[str, Any], path: Path) -> None:
+    """Add a row to the table, which is created where it is not there."""
+    fresh = not path.exists()
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = utils.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--minutes", type=float, metavar="X", help="of training a candidate")
+    budget.add_argument("--epochs", type=int, metavar="N", help="of training a candidate")
+    add("--only", nargs="+", choices=CANDIDATES, metavar="NAME", help=", ".join(CANDIDATES))
+    add("--seeds", nargs="+", type=int, default=[0], metavar="N", help="(0)")
+    add("--data-dir", type=Path, default=data.DEFAULT_DIRECTORY, metavar="DIR", help="(data/raw)")
+    add("--device", default="auto", help="(auto)")
+    add("--output", type=Path, default=TABLE, metavar="FILE", help="(benchmarks/search.csv)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse_arguments(argv)
+    device = utils.pick_device(arguments.device)
+    for seed in arguments.seeds:
+        for name in arguments.only or CANDIDATES:
+            candidate = CANDIDATES[name]
+            epochs = arguments.epochs or epochs_within(
+                arguments.minutes, candidate, arguments.data_dir, device
+            )
+            row = measure(name, candidate, epochs, seed, arguments.data_dir, device)
+            append(row, arguments.output)
+            print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+
+
+if __name__ == "__main__":
+    utils.run_script(main, data.DataError, models.ModelError, recipes.RecipeError, OSError)
