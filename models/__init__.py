@@ -1,13 +1,17 @@
 """The networks by name: `build("under100k")` makes one from its config's fields."""
 
 from dataclasses import asdict, fields
+from pathlib import Path
 
 from torch import nn
 
 from models.baseline import Baseline, BaselineConfig
 from models.under100k import Under100k, Under100kConfig
 
-__all__ = ["ModelError", "build", "config_dict", "names"]
+__all__ = ["RELEASED_WEIGHTS", "ModelError", "build", "config_dict", "names"]
+
+# A checkpoint of the default network.
+RELEASED_WEIGHTS = Path(__file__).resolve().parent.parent / "checkpoints" / "under100k.pt"
 
 _NETWORKS = {
     "under100k": (Under100k, Under100kConfig),

@@ -1,0 +1,79 @@
+"""What several test files need: the scripts as programs, and a checkpoint in the released form."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import data
+import models
+import storage
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def program(monkeypatch, capfd):
+    """Run a script of the repository; returns its exit status, standard output and error."""
+
+    def run(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        capfd.readouterr()
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+            status = 0
+        except SystemExit as end:
+            status = end.code or 0
+        return status, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def refused(program):
+    """Run a script on input that it cannot use; returns the one line that it says."""
+
+    def run(script, *arguments):
+        status, _, err = program(script, *arguments)
+        lines = err.splitlines()
+        assert status == 2 and len(lines) == 1, err
+        assert lines[0].startswith(f"{script}: error: ")
+        return lines[0]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def network():
+    """The default network, not trained, but with no part of it at rest: fresh residual branches
+    are multiplied by 0, and fresh BatchNorms shift nothing."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = models.build(models.names()[0])
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+                torch.nn.init.normal_(module.bias, std=0.2)
+                torch.nn.init.normal_(module.running_mean, std=0.2)
+                torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return network.eval()
+
+
+@pytest.fixture(scope="session")
+def weights(network, tmp_path_factory):
+    """A file with the weights of `network`, as they are released."""
+    path = tmp_path_factory.mktemp("weights") / "weights.pt"
+    content = {
+        "model": models.names()[0],
+        "config": models.config_dict(models.names()[0]),
+        "state_dict": network.state_dict(),
+        "normalization": {"mean": list(data.MEAN), "std": list(data.STD)},
+        "classes": list(data.CLASSES),
+        "data": {"source": "sample", "train_split": "train", "eval_split": "val"},
+        "epoch": 0,
+        "history": [],
+    }
+    storage.save_checkpoint(path, content)
+    return path

@@ -1,0 +1,87 @@
+"""torch.hub gives the network, pretrained, on a machine that has torch and nothing else."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import data
+import hubconf
+import models
+
+ROOT = Path(__file__).resolve().parent.parent
+# Everything that requirements.txt names besides torch, and what comes with it.
+ABSENT = ("torchvision", "torchsummary", "tqdm", "matplotlib", "numpy", "PIL")
+LOAD = """
+import sys
+
+sys.modules.update(dict.fromkeys({absent}))  # importing these fails from now on
+import torch
+
+network = torch.hub.load({repository!r}, "under100k", pretrained={pretrained}, source="local")
+assert not network.training
+logits = network(torch.load("images.pt"))
+torch.save([logits, network.__dict__.get("normalization"), network.__dict__.get("classes")], "out")
+"""
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """The repository as far as torch.hub needs it, with no released weights."""
+    shutil.copy(ROOT / "hubconf.py", tmp_path)
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "models", tmp_path / "models", ignore=ignore)
+    (tmp_path / "elsewhere").mkdir()
+    return tmp_path
+
+
+def load(repository, pretrained):
+    """Load the network in a process that starts in another folder."""
+    code = LOAD.format(absent=ABSENT, repository=str(repository), pretrained=pretrained)
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=repository / "elsewhere", capture_output=True, text=True)
+
+
+def test_the_pretrained_network_needs_only_torch(repository, weights, network):
+    (repository / "checkpoints").mkdir()
+    shutil.copy(weights, repository / "checkpoints" / "under100k.pt")
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.save(images, repository / "elsewhere" / "images.pt")
+    process = load(repository, pretrained=True)
+    assert process.returncode == 0, process.stderr
+    logits, normalization, classes = torch.load(repository / "elsewhere" / "out")
+    with torch.no_grad():
+        torch.testing.assert_close(logits, network(images))
+    assert normalization == {"mean": list(data.MEAN), "std": list(data.STD)}
+    assert classes == data.CLASSES
+
+
+def test_what_cannot_be_loaded_is_said_in_one_line(repository, monkeypatch):
+    def hub(**settings):
+        monkeypatch.setattr(models, "RELEASED_WEIGHTS", repository / "no.pt")
+        return torch.hub.load(str(ROOT), "under100k", source="local", **settings)
+
+    with pytest.raises(models.ModelError, match="no released weights at .*: load with") as error:
+        hub(pretrained=True)
+    assert "\n" not in str(error.value)
+    with pytest.raises(models.ModelError, match="no setting colour"):
+        hub(colour="red")
+    with pytest.raises(models.ModelError, match="config of their own"):
+        hub(pretrained=True, attention=False)
+    network = hub(attention=False)
+    assert not network.training and not network.config.attention
+
+
+@pytest.mark.skipif(not models.RELEASED_WEIGHTS.exists(), reason="no weights are released yet")
+def test_the_released_weights_load():
+    network = torch.hub.load(str(ROOT), "under100k", source="local", pretrained=True)
+    assert network.normalization == {"mean": list(data.MEAN), "std": list(data.STD)}
+    assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+def test_the_network_is_the_only_entry_point():
+    entries = [name for name, value in vars(hubconf).items() if callable(value)]
+    assert entries == ["under100k"]
