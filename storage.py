@@ -25,6 +25,7 @@ except ImportError:  # Windows
 FORMAT = 1  # of a checkpoint; a change that this module could not read any more counts it up
 LAST, PREVIOUS = "last.pt", "previous.pt"  # a run's newest checkpoint, and the one before it
 LOCK = ".lock"
+CLASSES = 10  # of CIFAR-10, and of every network here
 
 # What a file may ask of a reader: far more than any network here needs, and refused before memory
 # or time is spent on it.
@@ -155,10 +156,11 @@ class _Plain:
 
 
 def check_like(expected: Any, actual: Any, where: str = "training") -> None:
-    """Compare the structure of nested dicts and lists: keys, lengths, types, shapes, dtypes.
+    """Compare nested dicts and lists in all but their numbers: keys, lengths, types, strings,
+    booleans, the shapes and dtypes of tensors.
 
     Raises:
-        ValueError: it differs, or `actual` holds a number that is not finite.
+        ValueError: they differ, or `actual` holds a number that is not finite.
     """
     if isinstance(expected, dict):
         same = isinstance(actual, dict) and expected.keys() == actual.keys()
@@ -167,13 +169,13 @@ def check_like(expected: Any, actual: Any, where: str = "training") -> None:
         same = type(expected) is type(actual) and len(expected) == len(actual)
         pairs = list(zip(range(len(expected)), expected, actual, strict=True)) if same else []
     elif isinstance(expected, Tensor):
-        same = isinstance(actual, Tensor) and _is_finite(actual)
+        same, pairs = isinstance(actual, Tensor) and _is_finite(actual), []
         same = same and (expected.shape, expected.dtype) == (actual.shape, actual.dtype)
-        pairs = []
+    elif isinstance(expected, int | float) and not isinstance(expected, bool):
+        kinds = (int, float) if isinstance(expected, float) else (int,)
+        same, pairs = type(actual) in kinds and _is_finite(actual), []
     else:
-        numbers = type(expected) is float and type(actual) is int
-        same = (type(expected) is type(actual) or numbers) and _is_finite(actual)
-        pairs = []
+        same, pairs = type(expected) is type(actual) and expected == actual, []
     if not same:
         raise ValueError(f"{where} does not fit")
     for key, inner, other in pairs:
@@ -183,7 +185,7 @@ def check_like(expected: Any, actual: Any, where: str = "training") -> None:
 def _is_finite(value: Any) -> bool:
     if isinstance(value, Tensor):
         return bool(value.isfinite().all())
-    return not isinstance(value, float) or math.isfinite(value)
+    return abs(value) < (math.inf if isinstance(value, float) else 2**63)
 
 
 # ------------------------------------------------------------------------------------ checkpoints
@@ -254,8 +256,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise RunError(f"{path} is not a checkpoint of this repository")
     if content["format"] != FORMAT:
         raise RunError(
-            f"{path} has format {content['format']}, this version reads {FORMAT}: load it with the"
-            " version that wrote it, or train anew"
+            f"{path} has format {content['format']!r:.20}, this version reads {FORMAT}: load it"
+            " with the version that wrote it, or train anew"
         )
     if content["checksum"] != checksum(content):
         raise RunError(f"{path} is damaged: its checksum does not match; use another copy")
@@ -308,7 +310,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value < 2**31
 
 
 def _is_small(value: Any) -> bool:
@@ -321,15 +323,17 @@ def _is_small(value: Any) -> bool:
 
 
 def _is_normalization(value: Any) -> bool:
+    """Mean and standard deviation of pixels in [0, 1], a channel each."""
+
     def are_floats(numbers: Any) -> bool:
         of_floats = isinstance(numbers, list) and all(type(x) is float for x in numbers)
-        return of_floats and len(numbers) == 3 and all(map(math.isfinite, numbers))
+        return of_floats and len(numbers) == 3 and all(0 <= x <= 1 for x in numbers)
 
     return (
         isinstance(value, dict)
         and are_floats(value.get("mean"))
         and are_floats(value.get("std"))
-        and min(value["std"]) > 0
+        and min(value["std"]) > 1e-3
     )
 
 
@@ -339,7 +343,7 @@ def _is_history(value: Any) -> bool:
     def is_number(value: Any, column: str) -> bool:
         if value is None:
             return column.startswith("eval_")
-        return type(value) in (int, float) and math.isfinite(value) and value >= 0
+        return type(value) in (int, float) and 0 <= value < 1e15
 
     return isinstance(value, list) and all(
         isinstance(row, dict)
@@ -360,9 +364,13 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     ),
     "normalization": _is_normalization,
     "classes": lambda value: (
-        isinstance(value, list) and len(value) > 1 and all(map(_is_text, value))
+        isinstance(value, list) and len(value) == CLASSES and all(map(_is_text, value))
     ),
-    "data": lambda value: isinstance(value, dict) and all(map(_is_text, value.values())),
+    "data": lambda value: (
+        isinstance(value, dict)
+        and value.keys() >= {"source", "train_split", "eval_split"}
+        and all(map(_is_text, value.values()))
+    ),
     "epoch": _is_count,
     "history": _is_history,
 }
@@ -382,6 +390,7 @@ def rebuild(build: Callable[..., nn.Module], content: dict[str, Any], path: Path
     try:
         with torch.device("meta"):
             model = build(content["model"], **content["config"])
+        check_like(model.state_dict(), content["state_dict"], "state_dict")
         model.load_state_dict(content["state_dict"], assign=True)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as e:
         reason = " ".join(str(e).split())

@@ -13,7 +13,6 @@ from typing import Any, get_origin, get_type_hints
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
-from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
@@ -104,11 +103,13 @@ class Run:
         self.metrics = engine.RunningMetrics(self.device)
 
     def is_finite(self) -> bool:
-        """Whether no weight and no statistic is lost; one reduction, which waits for the device."""
-        tensors = [t for t in self.model.state_dict().values() if t.is_floating_point()]
-        if self.ema is not None:
-            tensors += [t for t in self.scored.state_dict().values() if t.is_floating_point()]
-        return math.isfinite(get_total_norm(tensors))
+        """Whether no weight and no statistic is lost; read from the device once.
+
+        The moving average is lost with them, and what is lost once stays lost.
+        """
+        return bool(
+            torch.stack([t.isfinite().all() for t in self.model.state_dict().values()]).all()
+        )
 
     def weights(self) -> dict[str, Any]:
         """The released form: what rebuilds and describes the network, nothing of the training."""
@@ -171,8 +172,16 @@ class Run:
             parameter.grad = torch.zeros_like(parameter)
         self.optimizer.step()
         own = self.state_dict()
+        own["settings"] = state["settings"]  # already checked, and the source of all else
         own["random"]["cuda"] = state["random"]["cuda"]  # another machine, other devices
+        if not state["optimizer"]["state"]:  # mixed precision may have skipped every step so far
+            own["optimizer"]["state"] = {}
         storage.check_like(own, state)
+        groups = zip(
+            own["optimizer"]["param_groups"], state["optimizer"]["param_groups"], strict=True
+        )
+        if any(one["params"] != other["params"] for one, other in groups):
+            raise ValueError("the optimizer's state is that of other weights")
 
 
 @dataclass
@@ -247,7 +256,7 @@ def check_finite(run: Run, loss: float) -> None:
     """Raises utils.RunError where the loss or a weight has become infinite or not a number."""
     if math.isfinite(loss) and run.is_finite():
         return
-    lost = "a weight is no longer finite" if math.isfinite(loss) else f"the loss became {loss}"
+    lost = "a weight became infinite" if math.isfinite(loss) else f"the loss became {loss}"
     raise utils.RunError(
         f"{lost} by epoch {run.epoch + 1}, batch {run.batch} (step {run.scheduler.last_epoch}),"
         f" at a learning rate of {run.learning_rate(1):.3g}; the checkpoint before it is intact:"
@@ -448,6 +457,8 @@ def resume(run: Run, checkpoint: dict[str, Any], loader: data.Loader, path: Path
         metrics = run.metrics.state_dict()
         if not 0 <= run.batch <= len(loader) or metrics["total"] != images or run.seconds < 0:
             raise ValueError("its position within the epoch makes no sense")
+        if run.scheduler.last_epoch != run.epoch * len(loader) + run.batch:
+            raise ValueError("its learning rate is that of another step")
         if run.epoch != len(run.history):
             raise ValueError("its history is not that of its epochs")
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
@@ -541,7 +552,8 @@ def train(
     run: Run, loader: data.Loader, eval_loader: data.Loader | None, saver: Saver
 ) -> engine.Evaluation | None:
     """Train to the last epoch; where SIGINT or SIGTERM comes before, save and raise Interrupted."""
-    utils.write_history(saver.output / "history.csv", run.history)
+    if run.history:  # a kill may have come between the last checkpoint and its row
+        utils.write_history(saver.output / "history.csv", run.history)
     with utils.Interruption() as interruption:
         try:
             return train_to_the_end(run, loader, eval_loader, saver, interruption)

@@ -53,6 +53,7 @@ RECORD = 1 + PIXELS
 
 # torchvision's own checksums of the python version's files, which are pickles.
 PICKLES = {name: md5 for name, md5 in CIFAR10.train_list + CIFAR10.test_list}
+PICKLE_BYTES = 40_000_000  # one takes 31 million; a larger file is not worth its checksum
 BINARY_FOLDER = "cifar-10-batches-bin"
 PYTHON_FOLDER = CIFAR10.base_folder
 SUFFIXES = {BINARY_FOLDER: ".bin", PYTHON_FOLDER: ""}  # in the order of preference
@@ -69,7 +70,8 @@ SAMPLE_SPLITS = {
 SAMPLE_LABELS = "labels.csv"
 SAMPLE_FIELDS = ("split", "sheet", "position", "label", "class", "index")
 SHEET_ROWS, SHEET_COLUMNS = 20, 25  # images on a sheet
-SHEET_BYTES = 2_000_000  # a file larger than this is none of ours
+SHEET_BYTES = LABEL_BYTES = 2_000_000  # a file larger than this is none of ours
+SHEETS = 5
 
 REMEDY = "replace it with an intact copy, or remove its folder to have CIFAR-10 downloaded again"
 DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte from the server
@@ -301,7 +303,7 @@ def _read_binary(path: Path, batch: str) -> bytes:
 def _read_pickle(path: Path, batch: str) -> bytes:
     """The binary version's bytes of one file of the python version. Nothing is unpickled that does
     not have the checksum that torchvision knows for it."""
-    if not check_integrity(path, PICKLES[batch]):
+    if path.stat().st_size > PICKLE_BYTES or not check_integrity(path, PICKLES[batch]):
         raise DataError(
             f"{batch} is damaged: {path} does not have the official MD5 {PICKLES[batch]}; {REMEDY}"
         )
@@ -348,9 +350,14 @@ def _read_sample(split: str) -> tuple[Tensor, Tensor]:
     """Images and labels of one split of the sample, verified."""
     remedy = f"restore {SAMPLE_DIRECTORY} from the repository"
     try:
+        if (SAMPLE_DIRECTORY / SAMPLE_LABELS).stat().st_size > LABEL_BYTES:
+            raise DataError(f"{SAMPLE_LABELS} is larger than {LABEL_BYTES:,} bytes")
         with open(SAMPLE_DIRECTORY / SAMPLE_LABELS, newline="", encoding="ascii") as file:
             rows = [row for row in csv.DictReader(file) if row["split"] == split]
-        sheets = {name: _read_sheet(name) for name in sorted({row["sheet"] for row in rows})}
+        names = {row["sheet"] for row in rows}
+        if len(names) > SHEETS:
+            raise DataError(f"{SAMPLE_LABELS} names more than {SHEETS} sheets")
+        sheets = {name: _read_sheet(name) for name in sorted(names)}
         images = torch.stack([sheets[row["sheet"]][int(row["position"])] for row in rows])
         labels = torch.tensor([int(row["label"]) for row in rows])
     except DataError as error:
