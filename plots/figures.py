@@ -11,18 +11,20 @@ both can be told apart by colour-blind readers.
 
 import contextlib
 import io
+import math
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 MAX_MISTAKES = 25
 MAX_AUGMENTED = 40
@@ -30,6 +32,13 @@ MAX_AUGMENTED = 40
 _WIDTH = 8.4  # inches: at 150 dpi a README shows 1260 pixels in about 830, 10 points as 14 pixels
 _DPI = 150
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#707070"
+_CURVES = (
+    {"color": _BLUE, "linestyle": "-", "marker": "s"},
+    {"color": _ORANGE, "linestyle": "--", "marker": "o"},
+)
+# The power of each that the time of an epoch ideally grows with, and the point to see it from: many
+# images hide what an epoch costs without any, one thread has no company.
+_PROPORTIONAL = {"images": (1, -1), "threads": (-1, 0)}
 _STYLE = {
     "font.size": 10,
     "axes.titlesize": 10,
@@ -269,6 +278,75 @@ def augmentation(images: Any, path: str | os.PathLike[str], *, title: str) -> No
         _save(figure, path)
 
 
+def scaling(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+) -> None:
+    """Draw the time of an epoch against what it depends on, a panel each, on logarithmic axes.
+
+    series: what is varied -> pairs of its value and the seconds of an epoch, all above 0. "images"
+        and "threads" get a dashed line of exact proportion, through the most images and the
+        fewest threads.
+    """
+    if not series or not all(series.values()):
+        raise ValueError("there are no times to draw: pass at least one pair for each quantity")
+    with rc_context(_STYLE):
+        figure = _figure(3.6, title)
+        panels = figure.subplots(1, len(series), squeeze=False, sharey=True)[0]
+        legend = {}
+        for axes, (quantity, points) in zip(panels, series.items(), strict=True):
+            x, seconds = np.array(sorted(points), dtype=float).T
+            if quantity in _PROPORTIONAL:
+                power, through = _PROPORTIONAL[quantity]
+                ideal = seconds[through] * (x / x[through]) ** power
+                axes.plot(x, ideal, color=_GREY, linestyle="--", label="in proportion")
+            axes.plot(x, seconds, color=_BLUE, marker="o", markersize=5, label="measured")
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            _label_logarithmic(axes.xaxis, x)
+            axes.grid(True)
+            axes.set_xlabel(quantity)
+            legend.update(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+        _label_logarithmic(panels[0].yaxis, _round_steps(*panels[0].get_ylim()))
+        panels[0].set_ylabel("seconds an epoch")
+        figure.legend(legend.values(), legend, loc="outside lower center", ncols=2, frameon=False)
+        _save(figure, path)
+
+
+def time_to_accuracy(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    target: float,
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+) -> None:
+    """Draw accuracy against minutes of training, on a logarithmic axis, and the accuracy aimed at.
+
+    curves: name -> minutes above 0 and accuracies between 0 and 1, as many of each, a point an
+        epoch; two curves at most.
+    target: accuracy between 0 and 1.
+    """
+    if not curves or len(curves) > len(_CURVES) or not all(len(x) for x, _ in curves.values()):
+        raise ValueError(f"pass one to {len(_CURVES)} curves, of at least one epoch each")
+    with rc_context(_STYLE):
+        figure = _figure(4.2, title)
+        axes = figure.subplots()
+        for (name, (minutes, accuracies)), style in zip(curves.items(), _CURVES, strict=False):
+            percentages = 100 * np.asarray(accuracies, dtype=float)
+            marked = _marked(len(percentages))
+            axes.plot(minutes, percentages, label=name, markersize=5, markevery=marked, **style)
+        axes.axhline(100 * target, color=_GREY, linewidth=1, label=f"{100 * target:.2f} %")
+        axes.set_xscale("log")
+        _label_logarithmic(axes.xaxis, _round_steps(*axes.get_xlim()))
+        axes.grid(True)
+        axes.set_xlabel("minutes of training")
+        axes.set_ylabel("accuracy (%)")
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
+        _save(figure, path)
+
+
 def _figure(height: float, title: str) -> Figure:
     """An empty figure of `height` inches, and what the title needs beyond its first line."""
     lines = textwrap.wrap(title, width=76)
@@ -304,6 +382,24 @@ def _points(history: Sequence[dict[str, Any]], key: str, scale: float) -> tuple[
 def _marked(length: int) -> list[int]:
     """About 12 indices of a curve of `length` points, the last always among them."""
     return sorted(range(length - 1, -1, -max(1, length // 12)))
+
+
+def _round_steps(low: float, high: float) -> list[float]:
+    """A few round numbers between `low` and `high`, both above 0, evenly spread by their ratio."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    narrow = tuple(tenths / 10 for tenths in range(10, 100))
+    for digits in (narrow, (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
+        steps = [d * 10.0**k for k in decades for d in digits if low <= d * 10.0**k <= high]
+        if len(steps) <= 7:
+            break
+    return steps
+
+
+def _label_logarithmic(axis: Axis, values: Sequence[float]) -> None:
+    """Ticks at `values` and nowhere else, as plain numbers with k for thousands."""
+    axis.set_major_locator(FixedLocator(values))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x >= 2000 else f"{x:g}")
 
 
 def _counts(values: Any) -> np.ndarray:

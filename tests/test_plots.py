@@ -52,6 +52,19 @@ def predictions(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, t
     return images, true, (true + 1) % 10, torch.rand(count, generator=generator)
 
 
+SCALING = {
+    "images": [(2_000, 4.1), (6_000, 9.0), (16_000, 20.5), (50_000, 61.0)],
+    "batch size": [(2**k, 60.0 + 2000 / 2**k) for k in range(4, 11)],
+    "threads": [(1, 101.0), (2, 60.0)],
+}
+
+
+def curve(epochs: int, minutes: float) -> tuple[list[float], list[float]]:
+    """Minutes after each epoch, and accuracies that end at 0.825."""
+    numbers = range(1, epochs + 1)
+    return [minutes * n for n in numbers], [0.825 - 0.5 * (1 - n / epochs) for n in numbers]
+
+
 def confusion() -> np.ndarray:
     return np.diag([4000] * 10) + np.arange(100).reshape(10, 10) ** 2 // 20
 
@@ -77,6 +90,19 @@ DRAW = {
     "one mistake": lambda path: plots.mistakes(*predictions(1), CLASSES, path, title=TITLE),
     "no mistakes": lambda path: plots.mistakes(*predictions(0), CLASSES, path, title=TITLE),
     "augmentation": lambda path: plots.augmentation(predictions(64)[0], path, title=TITLE),
+    "scaling": lambda path: plots.scaling(SCALING, path, title=TITLE),
+    "scaling of one number of images": lambda path: plots.scaling(
+        {"images": [(1500, 3.2)]}, path, title=TITLE
+    ),
+    "time_to_accuracy": lambda path: plots.time_to_accuracy(
+        {"our loop": curve(5, 0.9), "reference loop (extrapolated)": curve(50, 0.6)},
+        0.8219,
+        path,
+        title=TITLE,
+    ),
+    "time_to_accuracy after one epoch": lambda path: plots.time_to_accuracy(
+        {"our loop": curve(1, 0.02)}, 0.8219, path, title=TITLE
+    ),
     "one augmented image": lambda path: plots.augmentation(predictions(1)[0], path, title=TITLE),
 }
 
@@ -248,9 +274,39 @@ def test_augmentation_shows_the_images_as_they_are(tmp_path, figures):
     np.testing.assert_array_equal(np.stack(drawn), images.permute(0, 2, 3, 1))
 
 
+def test_scaling_draws_each_quantity_against_exact_proportion(tmp_path, figures):
+    plots.scaling(SCALING, tmp_path / "figure.png", title="")
+    images, batch_size, threads = figures[0].axes
+    for axes, (quantity, points) in zip(figures[0].axes, SCALING.items(), strict=True):
+        assert axes.get_xlabel() == quantity
+        np.testing.assert_allclose(axes.get_lines()[-1].get_xydata(), points)
+    ideal = images.get_lines()[0].get_ydata()
+    np.testing.assert_allclose(ideal, [61 * n / 50_000 for n, _ in SCALING["images"]])
+    np.testing.assert_allclose(threads.get_lines()[0].get_ydata(), [101, 50.5])
+    assert len(batch_size.get_lines()) == 1
+    assert images.get_ylabel() == "seconds an epoch"
+    assert "2k 6k 16k 50k" in words(figures[0])
+
+
+def test_time_to_accuracy_draws_percent_over_minutes_and_the_target(tmp_path, figures):
+    curves = {"ours": curve(5, 0.9), "theirs": curve(50, 0.6)}
+    plots.time_to_accuracy(curves, 0.8219, tmp_path / "figure.png", title="")
+    (axes,) = figures[0].axes
+    *lines, target = axes.get_lines()
+    for line, (name, (minutes, accuracies)) in zip(lines, curves.items(), strict=True):
+        assert line.get_label() == name
+        np.testing.assert_allclose(line.get_xdata(), minutes)
+        np.testing.assert_allclose(line.get_ydata(), np.multiply(accuracies, 100))
+    np.testing.assert_allclose(target.get_ydata(), 82.19)
+    assert axes.get_xscale() == "log" and "82.19 %" in words(figures[0])
+
+
 @pytest.mark.parametrize(
     "draw",
     [
+        lambda path: plots.scaling({"images": []}, path, title=""),
+        lambda path: plots.time_to_accuracy({}, 0.8, path, title=""),
+        lambda path: plots.time_to_accuracy({"ours": ([], [])}, 0.8, path, title=""),
         lambda path: plots.validation([], path, title=""),
         lambda path: plots.class_accuracy([1, 2], [2, 2], CLASSES, path, title=""),
         lambda path: plots.confusion_matrix(np.zeros((2, 3)), CLASSES[:2], path, title=""),
