@@ -1,0 +1,1 @@
+"""The measurements side by side behind every figure of speed in the README."""

@@ -1,0 +1,218 @@
+"""What the benchmarks share: flags, data, a fair clock, the machine in words, and one table."""
+
+import argparse
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain, islice, repeat
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+import data
+import utils
+
+ROOT = Path(__file__).resolve().parents[1]
+WARM_UP = 2  # batches before the clock starts
+QUICK_IMAGES = 1500
+CIFAR_SIZES = {"train": 45_000, "train+val": 50_000}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: what was measured, a value a repetition, and the target if any."""
+
+    part: str
+    measure: str
+    values: Sequence[float]
+    unit: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the median is on the right side of the target; None without a target."""
+        if self.at_least is not None:
+            return self.median >= self.at_least
+        if self.at_most is not None:
+            return self.median <= self.at_most
+        return None
+
+
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """How many times ours is theirs, a ratio a repetition: what the machine did to one repetition
+    it did to both."""
+    return [a / b for a, b in zip(ours, theirs, strict=True)]
+
+
+def parser(description: str, output: str, repetitions: int) -> utils.ArgumentParser:
+    """The flags that every benchmark has."""
+    result = utils.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = result.add_argument
+    directory = data.DEFAULT_DIRECTORY
+    add("--data-dir", type=Path, default=directory, metavar="DIR", help="CIFAR-10 (data/raw)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (auto)")
+    add("--output", type=Path, default=ROOT / output, metavar="FILE", help=f"JSON ({output})")
+    add("--repetitions", type=int, default=repetitions, metavar="N", help=f"({repetitions})")
+    add("--quick", action="store_true", help="see that all of it runs; its figures mean nothing")
+    return result
+
+
+def first(split: data.Split, count: int) -> data.Split:
+    """The first `count` images of a split."""
+    return data.Split(split.images[:count], split.labels[:count], split.name, split.source)
+
+
+def training_images(directory: Path, split: str, *, quick: bool) -> data.Split:
+    """A training split of CIFAR-10 from disk, or, where it is not there, noise of its shape.
+
+    Noise takes as long to augment and to train on as photographs do. The first few images, if
+    `quick`. Nothing is downloaded.
+    """
+    try:
+        images = data.load("cifar10", directory, split)
+    except data.DataError as error:
+        print(f"Measured on noise of CIFAR-10's shape, which takes the same time ({error})")
+        count = CIFAR_SIZES[split]
+        pixels = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
+        images = data.Split(pixels, torch.randint(10, (count,)), split, "noise")
+    return first(images, QUICK_IMAGES) if quick else images
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until an accelerator has done all that was asked of it; a CPU always has."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def endless(batches: Iterable[Any]) -> Iterator[Any]:
+    """Epoch after epoch of `batches`, which can be iterated again and again."""
+    return chain.from_iterable(repeat(batches))
+
+
+def for_seconds(batches: Iterable[Any], seconds: float) -> Iterator[Any]:
+    """Pass batches on until `seconds` are over, but at least one."""
+    end = time.perf_counter() + seconds
+    for batch in batches:
+        yield batch
+        if time.perf_counter() >= end:
+            return
+
+
+def images_per_second(
+    work: Callable[[Iterable[Any]], int],
+    batches: Iterable[Any],
+    *,
+    seconds: float,
+    device: torch.device,
+) -> float:
+    """The rate at which `work` gets through batches; it returns how many images they had.
+
+    The first batches, and with them the start of worker processes, are not timed.
+    """
+    iterator = iter(batches)
+    work(islice(iterator, WARM_UP))
+    synchronize(device)
+    start = time.perf_counter()
+    images = work(for_seconds(iterator, seconds))
+    synchronize(device)
+    return images / (time.perf_counter() - start)
+
+
+def alternate(
+    measurements: dict[str, Callable[[], float]], repetitions: int
+) -> dict[str, list[float]]:
+    """Take all measurements in turn, `repetitions` times: a value a repetition of each.
+
+    Every other round goes backwards, so that a machine that slowly changes favours none.
+    """
+    values: dict[str, list[float]] = {name: [] for name in measurements}
+    for repetition in range(repetitions):
+        names = list(measurements)
+        for name in names[::-1] if repetition % 2 else names:
+            values[name].append(measurements[name]())
+    return values
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the figures depend on besides the code."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    preloaded = os.environ.get("LD_PRELOAD", "").replace(":", " ").split()
+    return {
+        "processor": _processor(),
+        "cores": cores,
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "precision": utils.precision_name(utils.pick_precision("auto", device)),
+        "preloaded": [Path(library).name for library in preloaded],
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+    }
+
+
+def _processor() -> str:
+    """The processor's name, which only Linux tells in full."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def report(rows: Sequence[Row], path: Path, device: torch.device, *, quick: bool) -> None:
+    """Print the machine and the table, and write both as JSON.
+
+    Raises:
+        utils.RunError: the file cannot be written.
+    """
+    described = machine(device)
+    print(
+        ", ".join(f"{key} {value}" for key, value in described.items() if value not in ([], None))
+    )
+    print(table(rows))
+    if quick:
+        print("Quick: these figures show that the benchmark runs, nothing else.")
+    content = [{**asdict(row), "median": row.median, "met": row.met} for row in rows]
+    utils.make_folder(path.parent)
+    utils.write_json(path, {"machine": described, "quick": quick, "rows": content})
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as aligned text: medians, the range of the repetitions, and targets."""
+    lines = [("part", "measure", "median", "from", "to", "unit", "target")]
+    for row in rows:
+        numbers = (row.median, min(row.values), max(row.values))
+        target = ""
+        if row.met is not None:
+            bound = f">= {row.at_least:g}" if row.at_least is not None else f"<= {row.at_most:g}"
+            target = f"{bound}: {'met' if row.met else 'NOT MET'}"
+        lines.append((row.part, row.measure, *map(number, numbers), row.unit, target))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    right = {2, 3, 4}
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if index in right else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def number(value: float) -> str:
+    """Four digits, or all before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -1,0 +1,124 @@
+"""How the time of an epoch grows with the number of images, the batch size and the threads.
+
+    python benchmarks/scaling.py --data-dir DIR
+
+trains the default network in our loop. Over the number of images whole epochs are timed; over batch
+size and threads a few seconds of steps, from which the time of an epoch of 50,000 images follows.
+Prints a table, writes it as JSON and draws plots/scaling.png.
+"""
+
+import functools
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also when run as a file
+
+import data
+import models
+import plots
+import utils
+from benchmarks import common, ours
+from benchmarks.common import Row
+from recipe import RECIPES
+
+MODEL = models.names()[0]
+IMAGES = (2_000, 6_000, 16_000, 50_000)
+BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1024)
+SECONDS = 4.0  # of steps, for each batch size and number of threads
+Sweep = dict[int, Callable[[], float]]  # what is varied -> measure the seconds of an epoch
+
+
+def time_epoch(split: data.Split, device: torch.device) -> float:
+    """Seconds of a whole epoch over `split`, its random numbers and metrics included."""
+    trained = ours.build(MODEL, RECIPES[MODEL], split, device)
+    trained.train(islice(trained.loader, common.WARM_UP))
+    common.synchronize(device)
+    start = time.perf_counter()
+    trained.train(trained.loader)
+    common.synchronize(device)
+    return time.perf_counter() - start
+
+
+def time_steps(
+    split: data.Split, device: torch.device, *, batch_size: int, threads: int, seconds: float
+) -> float:
+    """Seconds that an epoch over `split` would take, from some seconds of steps."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        trained = ours.build(MODEL, replace(RECIPES[MODEL], batch_size=batch_size), split, device)
+        rate = common.images_per_second(
+            lambda batches: trained.train(batches).total,
+            common.endless(trained.loader),
+            seconds=seconds,
+            device=device,
+        )
+    finally:
+        torch.set_num_threads(before)
+    return len(split) / rate
+
+
+def sweeps(split: data.Split, device: torch.device, *, seconds: float) -> dict[str, Sweep]:
+    """What is measured: for each quantity its values, and how the time at each is found."""
+    threads, size = torch.get_num_threads(), min(RECIPES[MODEL].batch_size, len(split))
+    steps = functools.partial(time_steps, split, device, seconds=seconds)
+    counts = [n for n in IMAGES if n < len(split)] + [len(split)]
+    result = {
+        "images": {
+            n: functools.partial(time_epoch, common.first(split, n), device) for n in counts
+        },
+        "batch size": {
+            n: functools.partial(steps, batch_size=n, threads=threads)
+            for n in BATCH_SIZES
+            if n <= len(split)
+        },
+    }
+    if device.type == "cpu":
+        result["threads"] = {
+            n: functools.partial(steps, batch_size=size, threads=n)
+            for n in sorted({*(2**k for k in range(threads.bit_length())), threads})
+        }
+    return result
+
+
+def measure(measured: dict[str, Sweep], repetitions: int) -> list[Row]:
+    rows = []
+    for quantity, sweep in measured.items():
+        print(f"Measuring {quantity} ...", file=sys.stderr, flush=True)
+        values = common.alternate(sweep, repetitions)
+        rows += [Row(quantity, f"{n:,}", seconds, "s/epoch") for n, seconds in values.items()]
+    return rows
+
+
+def draw(rows: list[Row], path: Path, *, title: str) -> None:
+    series: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        point = int(row.measure.replace(",", "")), row.median
+        series.setdefault(row.part, []).append(point)
+    plots.scaling(series, path, title=title)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = common.parser(__doc__, "runs/scaling.json", 2)
+    figure = "plots/scaling.png"
+    parser.add_argument(
+        "--figure", type=Path, default=common.ROOT / figure, metavar="FILE", help=f"({figure})"
+    )
+    args = parser.parse_args(argv)
+    device = utils.pick_device(args.device)
+    split = common.training_images(args.data_dir, "train+val", quick=args.quick)
+    measured = sweeps(split, device, seconds=0.01 if args.quick else SECONDS)
+    rows = measure(measured, 1 if args.quick else args.repetitions)
+    common.report(rows, args.output, device, quick=args.quick)
+    title = f"Seconds an epoch of {MODEL} on {common.machine(device)['processor']}"
+    draw(rows, args.figure, title=title)
+
+
+if __name__ == "__main__":
+    utils.run_script(main)
