@@ -1,14 +1,13 @@
 """The scripts as programs, on the built-in sample.
 
 Starting Python and importing torch takes seconds, so most calls run the script in this process,
-by `runpy`, as the interpreter would: with its arguments, as `__main__`, to its exit status.
+by `runpy` (see conftest.py), as the interpreter would: as `__main__`, to its exit status.
 """
 
 import csv
 import itertools
 import json
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -33,37 +32,6 @@ SMALL = """--model baseline --data sample --epochs 2 --batch-size 100 --seed 3 -
     --label-smoothing 0.1 --weight-decay 5e-4 --device cpu --precision fp32""".split()
 METRICS = r"(\w+) set: Average loss: (\d+\.\d{4}), Accuracy: (\d+)/(\d+) \((\d+\.\d\d)%\)"
 CLASS = r"Accuracy of (\w+) *: +([\d.]+) % \((\d+)/(\d+)\)"
-
-
-@pytest.fixture
-def program(monkeypatch, capfd):
-    """Run a script of the repository; returns its exit status, standard output and error."""
-
-    def run(script, *arguments):
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        capfd.readouterr()
-        try:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-            status = 0
-        except SystemExit as end:
-            status = end.code or 0
-        return status, *capfd.readouterr()
-
-    return run
-
-
-@pytest.fixture
-def refused(program):
-    """Run a script on input that it cannot use; returns the one line that it says."""
-
-    def run(script, *arguments):
-        status, _, err = program(script, *arguments)
-        lines = err.splitlines()
-        assert status == 2 and len(lines) == 1, err
-        assert lines[0].startswith(f"{script}: error: ")
-        return lines[0]
-
-    return run
 
 
 @pytest.fixture(scope="module")
