@@ -254,12 +254,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise RunError(f"{path} is damaged or is not a checkpoint of this repository") from error
     if not isinstance(content, dict) or "checksum" not in content or "format" not in content:
         raise RunError(f"{path} is not a checkpoint of this repository")
-    if content["format"] != FORMAT:
+    if type(content["format"]) is not int or content["format"] != FORMAT:
         raise RunError(
             f"{path} has format {content['format']!r:.20}, this version reads {FORMAT}: load it"
             " with the version that wrote it, or train anew"
         )
-    if content["checksum"] != checksum(content):
+    if type(content["checksum"]) is not str or content["checksum"] != checksum(content):
         raise RunError(f"{path} is damaged: its checksum does not match; use another copy")
     for name, valid in _FIELDS.items():
         if not valid(content.get(name)):
@@ -348,8 +348,8 @@ def _is_history(value: Any) -> bool:
     return isinstance(value, list) and all(
         isinstance(row, dict)
         and row.keys() == set(HISTORY_COLUMNS)
-        and row["epoch"] == epoch
         and all(is_number(row[column], column) for column in HISTORY_COLUMNS)
+        and row["epoch"] == epoch
         for epoch, row in enumerate(value, start=1)
     )
 

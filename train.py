@@ -360,7 +360,7 @@ def settings_of(checkpoint: dict[str, Any], given: dict[str, Any], path: Path) -
             raise ValueError("the weights are those of another network")
         check_types(settings)
         check_types(settings.recipe)
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
         raise utils.RunError(f"{path} is damaged: its settings make no sense") from error
     settled = {**asdict(settings), **asdict(settings.recipe), "data": settings.source}
     changed = [

@@ -1,0 +1,205 @@
+"""Kill a training at random moments, resume it each time, and compare where it ends.
+
+    python -m benchmarks.kill
+
+Trains the baseline on the built-in sample with a checkpoint after every step, and ends it with
+SIGKILL: every other time at any moment, in between just as a checkpoint is being written. After
+each kill what is on disk must be whole and no older than before; then the same command goes on.
+Every run that gets to its end must have the weights, bit for bit, of one that was never stopped.
+Figures are not drawn. Needs a system that forks (Linux, macOS).
+"""
+
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import data
+import storage
+import train
+import utils
+from benchmarks import common
+
+RUN = "--model baseline --data sample --device cpu --precision fp32 --epochs 2".split()
+EVERY_STEP = ["--checkpoint-minutes", "0", "--resume", "auto"]
+PATIENCE = 300.0  # seconds in which a run must do something
+
+
+@dataclass
+class Tally:
+    """What became of the kills."""
+
+    kills: int = 0
+    before_first: int = 0  # kills before there was a checkpoint
+    while_writing: int = 0  # kills that left half a checkpoint behind, under a passing name
+    finished: int = 0  # runs that got to their end
+    equal: int = 0  # of these, those with the weights of the undisturbed run
+    lost: int = 0  # kills after which a checkpoint was damaged, gone, or older than before
+
+    @property
+    def passed(self) -> bool:
+        return self.lost == 0 and 0 < self.finished == self.equal
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kills - self.lost} kills survived of {self.kills}: {self.while_writing} while a"
+            f" checkpoint was being written, {self.before_first} before the first one;"
+            f" {self.equal} of {self.finished} runs ended with the weights of the undisturbed one"
+        )
+
+
+class Life:
+    """A training in a process of its own, until its end or its kill.
+
+    It is forked from this one, which has imported everything and started no thread.
+    """
+
+    def __init__(self, arguments: list[str], images: int, log: Path) -> None:
+        self.pid = os.fork()
+        self.status: int | None = None  # as os.waitstatus_to_exitcode gives it
+        if self.pid == 0:
+            try:
+                self._train(arguments, images, log)
+            finally:
+                os._exit(1)
+
+    @staticmethod
+    def _train(arguments: list[str], images: int, log: Path) -> None:
+        train.draw = train.draw_augmentation = lambda *arguments: None
+        load = data.load
+        data.load = lambda *arguments: common.first(load(*arguments), images)
+        sys.argv = ["train.py"]
+        sys.stdout = sys.stderr = open(log, "a", buffering=1)
+        try:
+            utils.run_script(lambda: train.main(arguments))
+            os._exit(0)
+        except SystemExit as end:
+            os._exit(end.code)
+        except BaseException:
+            traceback.print_exc()
+
+    def goes_on(self) -> bool:
+        if self.status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.status = os.waitstatus_to_exitcode(status) if pid else None
+        return self.status is None
+
+    def wait(
+        self, condition: Callable[[], bool] = lambda: False, seconds: float = PATIENCE
+    ) -> None:
+        """Return when `condition` is met, the training has ended or the time is over."""
+        deadline = time.monotonic() + seconds
+        while self.goes_on() and not condition() and time.monotonic() < deadline:
+            time.sleep(0.0002)
+
+    def kill(self) -> None:
+        if self.goes_on():
+            os.kill(self.pid, signal.SIGKILL)
+        self.wait()
+
+
+def half_written(folder: Path) -> bool:
+    return any(folder.glob(f".{storage.LAST}.*.tmp"))
+
+
+def kill_at_random(life: Life, folder: Path, chance: random.Random, seconds: float) -> None:
+    """Within `seconds`, or just as the next, second or third checkpoint is being written."""
+    if chance.random() < 0.5:
+        life.wait(seconds=chance.uniform(0.0, seconds))
+    else:
+        for _ in range(chance.randint(1, 3)):
+            life.wait(lambda: not half_written(folder))
+            life.wait(lambda: half_written(folder))
+        life.wait(seconds=chance.uniform(0.0, 0.01))
+    life.kill()
+
+
+def position(folder: Path) -> tuple[int, int]:
+    """(epochs, batches) of the newest checkpoint; (0, 0) where there is none, (-1, -1) where one
+    of the two files is damaged."""
+    kept = [folder / name for name in (storage.LAST, storage.PREVIOUS)]
+    try:
+        loaded = [storage.load_checkpoint(path) for path in kept if path.exists()]
+    except utils.RunError:
+        return -1, -1
+    return max(((c["epoch"], c["training"]["batch"]) for c in loaded), default=(0, 0))
+
+
+def campaign(kills: int, images: int, batch_size: int, seed: int, folder: Path) -> Tally:
+    """Kill trainings in `folder` until there were `kills` kills; the last one gets to its end."""
+    chance, tally = random.Random(seed), Tally()
+    command = [*RUN, "--batch-size", str(batch_size)]
+    expected, seconds = undisturbed_run(command, images, folder)
+    reached, run = (0, 0), folder / "0"
+    while tally.kills < kills or tally.finished == 0 or reached > (0, 0):
+        log = run.with_suffix(".log")
+        life = Life([*command, *EVERY_STEP, "--output", str(run)], images, log)
+        if tally.kills < kills:
+            kill_at_random(life, run, chance, seconds)
+        life.wait()
+        if life.status == 0:
+            tally.finished += 1
+            tally.equal += same(storage.load_checkpoint(run / "weights.pt"), expected)
+            reached, run = (0, 0), folder / str(tally.finished)
+        elif life.status == -signal.SIGKILL:
+            tally.kills += 1
+            tally.while_writing += half_written(run)
+            before, reached = reached, position(run)
+            tally.before_first += reached == (0, 0)
+            if reached < before:
+                tally.lost += 1
+                reached, run = (0, 0), folder / f"after-loss-{tally.lost}"
+        else:
+            raise RuntimeError(f"the training ended by itself: {log.read_text()[-2000:]}")
+    return tally
+
+
+def undisturbed_run(command: list[str], images: int, folder: Path) -> tuple[dict, float]:
+    """The weights to compare with, and the seconds that they took."""
+    begin, log = time.monotonic(), folder / "undisturbed.log"
+    life = Life([*command, "--output", str(folder / "undisturbed")], images, log)
+    life.wait()
+    if life.status != 0:
+        raise RuntimeError(f"the training does not work: {log.read_text()[-2000:]}")
+    expected = storage.load_checkpoint(folder / "undisturbed" / "weights.pt")
+    return expected, time.monotonic() - begin
+
+
+def same(one: dict, other: dict) -> bool:
+    """Whether two checkpoints have the same weights and, but for the times, the same history."""
+    timed = {"seconds", "images_per_second"}
+    for row, expected in zip(one["history"], other["history"], strict=True):
+        if any(row[column] != expected[column] for column in row.keys() - timed):
+            return False
+    weights = one["state_dict"]
+    return all(torch.equal(weights[name], tensor) for name, tensor in other["state_dict"].items())
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = utils.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--kills", type=int, default=100, metavar="N", help="(100)")
+    add("--images", type=int, default=2000, metavar="N", help="to train on (2000)")
+    add("--batch-size", type=int, default=100, metavar="N", help="(100)")
+    add("--seed", type=int, default=0, metavar="N", help="of the moments (0)")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)  # before anything computes, so that the process can fork
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        tally = campaign(
+            arguments.kills, arguments.images, arguments.batch_size, arguments.seed, Path(folder)
+        )
+    print(f"{tally}; {time.monotonic() - begin:.0f} s")
+    sys.exit(0 if tally.passed else 1)
+
+
+if __name__ == "__main__":
+    main()
