@@ -14,6 +14,7 @@ import io
 import math
 import os
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 MAX_MISTAKES = 25
 MAX_AUGMENTED = 40
+MAX_PREDICTIONS = 40
+MAX_EXPLANATIONS = 12
 
 _WIDTH = 8.4  # inches: at 150 dpi a README shows 1260 pixels in about 830, 10 points as 14 pixels
 _DPI = 150
@@ -276,6 +279,115 @@ def augmentation(images: Any, path: str | os.PathLike[str], *, title: str) -> No
         figure = _figure(0.5 + 1.05 * rows, title)
         _grid(figure, images, columns=8)
         _save(figure, path)
+
+
+def predictions(
+    images: Any,
+    names: Sequence[str],
+    predictions: Sequence[Sequence[tuple[str, float]]],
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+) -> None:
+    """Draw pictures and what they are taken for, the first MAX_PREDICTIONS of those given.
+
+    images: uint8 (N, 3, H, W).
+    names: of the pictures; a long one loses its middle.
+    predictions: for each picture pairs of a class and its probability.
+    """
+    images = _images(images)
+    if not len(images) == len(names) == len(predictions) > 0:
+        raise ValueError(
+            f"{len(images)} pictures, {len(names)} names and {len(predictions)} predictions do not "
+            f"fit: pass one of each per picture, and at least one"
+        )
+    images = images[:MAX_PREDICTIONS]
+    rows = -(-len(images) // 5)
+    lines = 1 + max(map(len, predictions))
+    with rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # in the name of a file
+        figure = _figure(0.5 + (1.7 + 0.155 * lines) * rows, title)
+        drawn = _grid(figure, images, columns=5)
+        for axes, name, classes in zip(drawn, names, predictions, strict=False):
+            axes.set_anchor("N")  # below its caption, where the row is higher than the picture
+            caption = [name if len(name) <= 20 else f"{name[:9]}\u2026{name[-10:]}"]
+            caption += [f"{label}: {100 * probability:.1f} %" for label, probability in classes]
+            axes.set_title("\n".join(caption), fontsize=9, loc="left", pad=3, parse_math=False)
+        _save(figure, path)
+
+
+def explanations(
+    images: Any,
+    captions: Sequence[str],
+    maps: Any,
+    gates: Mapping[str, Any],
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+) -> None:
+    """Draw what the network looks at: a row for each of the first MAX_EXPLANATIONS images.
+
+    images: uint8 (N, 3, H, W).
+    captions: N texts of up to three lines, which stand beside the images.
+    maps: (N, h, w) between 0 and 1, drawn over the images.
+    gates: name of a channel attention -> (M, C), by what it scales each channel; the first N of
+        the M are those of `images`. The channels stand in the order of their means over all M, and
+        a bar goes from the mean to the scale in the image. At most the last two are drawn.
+    """
+    images, maps = _images(images), np.asarray(maps)
+    gates = {name: np.asarray(values) for name, values in list(gates.items())[-2:]}
+    shortest = min((len(values) for values in gates.values()), default=len(images))
+    if not shortest >= len(images) == len(captions) == len(maps) > 0:
+        raise ValueError(
+            f"{len(images)} images, {len(captions)} captions, {len(maps)} maps and gates of "
+            f"{shortest} images do not fit: pass one of each per image, and at least one"
+        )
+    images = images[:MAX_EXPLANATIONS]
+    extent = (-0.5, images.shape[3] - 0.5, images.shape[2] - 0.5, -0.5)
+    with rc_context(_STYLE):
+        figure = _figure(1.2 + 1.2 * len(images), title)
+        widths = [1, 1, *[1.9] * len(gates)]
+        rows = figure.subplots(len(images), len(widths), squeeze=False, width_ratios=widths)
+        for index, (plain, mapped, *attentions) in enumerate(rows):
+            for axes in (plain, mapped):
+                axes.imshow(images[index].transpose(1, 2, 0), interpolation="nearest")
+                axes.set(xticks=[], yticks=[])
+                axes.spines[:].set_visible(False)
+            overlay = {"cmap": "viridis", "vmin": 0, "vmax": 1, "alpha": 0.6}
+            mapped.imshow(maps[index], extent=extent, interpolation="bilinear", **overlay)
+            plain.set_ylabel(
+                captions[index], rotation=0, ha="right", va="center", fontsize=9, parse_math=False
+            )
+            for axes, values in zip(attentions, gates.values(), strict=True):
+                _draw_gates(axes, values, index)
+                axes.tick_params(labelbottom=index == len(images) - 1)
+        for axes, name in zip(rows[0], ("image", "Grad-CAM", *gates), strict=True):
+            axes.set_title(name)
+        for axes in rows[-1][2:]:
+            axes.set_xlabel("channel, by mean scale")
+        if gates:
+            handles, labels = rows[0][2].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside lower right", ncols=3, frameon=False)
+        _save(figure, path)
+
+
+def _draw_gates(axes: Axes, gates: np.ndarray, index: int) -> None:
+    """By what channels are scaled in image `index` of gates (M, C), and on average."""
+    mean = gates.mean(axis=0)
+    order = np.argsort(mean)
+    mean, scale = mean[order], gates[index, order]
+    channels = np.arange(len(mean))
+    axes.plot(channels, mean, color=_GREY, linewidth=1, label="mean over the images")
+    for chosen, color, label in (
+        (scale > mean, _BLUE, "more in this one"),
+        (scale < mean, _ORANGE, "less"),
+    ):
+        low, high = mean[chosen], scale[chosen]
+        axes.vlines(channels[chosen], low, high, color=color, linewidth=1.2, label=label)
+    axes.set_xlim(-1, len(mean))
+    margin = 0.05 * (np.ptp(gates) or 1)
+    axes.set_ylim(gates.min() - margin, gates.max() + margin)  # the same in every row
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=3))
 
 
 def scaling(

@@ -65,6 +65,21 @@ def curve(epochs: int, minutes: float) -> tuple[list[float], list[float]]:
     return [minutes * n for n in numbers], [0.825 - 0.5 * (1 - n / epochs) for n in numbers]
 
 
+def pictures(count: int, top: int = 3) -> tuple[torch.Tensor, list[str], list]:
+    """Pictures, names that need care, and what the pictures are taken for."""
+    names = ["a_name_of_more_than_twenty_letters.jpeg", "$5_^.png", "\u732b.png", "cat.png"]
+    classes = [(name, 0.9 - 0.1 * rank) for rank, name in enumerate(CLASSES[:top])]
+    return predictions(count)[0], [names[i % 4] for i in range(count)], [classes] * count
+
+
+def explained(count: int, attentions: int = 3) -> tuple:
+    """Images, captions, maps, and the gates of ten images more."""
+    random = np.random.default_rng(0)
+    caption = "true: horse\npredicted: truck\n(100.0 %)"
+    gates = {f"attention {k}": random.random((count + 10, 128)) for k in range(attentions)}
+    return predictions(count)[0], [caption] * count, random.random((count, 16, 16)), gates
+
+
 def confusion() -> np.ndarray:
     return np.diag([4000] * 10) + np.arange(100).reshape(10, 10) ** 2 // 20
 
@@ -102,6 +117,14 @@ DRAW = {
     ),
     "time_to_accuracy after one epoch": lambda path: plots.time_to_accuracy(
         {"our loop": curve(1, 0.02)}, 0.8219, path, title=TITLE
+    ),
+    "predictions": lambda path: plots.predictions(*pictures(7), path, title=TITLE),
+    "one prediction, all classes": lambda path: plots.predictions(
+        *pictures(1, top=10), path, title=TITLE
+    ),
+    "explanations": lambda path: plots.explanations(*explained(4), path, title=TITLE),
+    "one explanation, no attention": lambda path: plots.explanations(
+        *explained(1, attentions=0), path, title=TITLE
     ),
     "one augmented image": lambda path: plots.augmentation(predictions(1)[0], path, title=TITLE),
 }
@@ -301,9 +324,48 @@ def test_time_to_accuracy_draws_percent_over_minutes_and_the_target(tmp_path, fi
     assert axes.get_xscale() == "log" and "82.19 %" in words(figures[0])
 
 
+def test_predictions_stand_over_their_pictures(tmp_path, figures):
+    images, names, classes = pictures(50)
+    plots.predictions(images, names, classes, tmp_path / "figure.png", title="")
+    drawn = [axes for axes in figures[0].axes if axes.get_images()]
+    assert len(drawn) == plots.MAX_PREDICTIONS
+    for axes, image in zip(drawn, images, strict=False):
+        np.testing.assert_array_equal(axes.get_images()[0].get_array(), image.permute(1, 2, 0))
+    lines = drawn[0].get_title(loc="left").split("\n")
+    assert lines == ["a_name_of\u2026tters.jpeg", "plane: 90.0 %", "car: 80.0 %", "bird: 70.0 %"]
+
+
+def test_explanations_draw_each_gate_against_its_mean(tmp_path, figures):
+    images, captions, maps, gates = explained(3)
+    plots.explanations(images, captions, maps, gates, tmp_path / "figure.png", title="")
+    rows = np.array(figures[0].axes).reshape(3, 4)
+    titles = [axes.get_title() for axes in rows[0]]
+    assert titles == ["image", "Grad-CAM", "attention 1", "attention 2"]  # the last two
+    for index, (plain, mapped, *attentions) in enumerate(rows):
+        for axes in (plain, mapped):
+            drawn = axes.get_images()[0].get_array()
+            np.testing.assert_array_equal(drawn, images[index].permute(1, 2, 0))
+        np.testing.assert_allclose(mapped.get_images()[1].get_array(), maps[index])
+        for axes, name in zip(attentions, titles[2:], strict=True):
+            mean = gates[name].mean(axis=0)
+            (line,) = axes.get_lines()
+            np.testing.assert_allclose(line.get_ydata(), np.sort(mean))
+            more, less = (
+                {tuple(segment[:, 1]) for segment in bars.get_segments()}
+                for bars in axes.collections
+            )
+            pairs = set(zip(mean, gates[name][index], strict=True))
+            assert more == {(low, high) for low, high in pairs if high > low}
+            assert less == pairs - more
+
+
 @pytest.mark.parametrize(
     "draw",
     [
+        lambda path: plots.predictions(*pictures(0), path, title=""),
+        lambda path: plots.predictions(*pictures(2)[:2], [], path, title=""),
+        lambda path: plots.explanations(*explained(0), path, title=""),
+        lambda path: plots.explanations(*explained(2)[:2], np.ones((1, 4, 4)), {}, path, title=""),
         lambda path: plots.scaling({"images": []}, path, title=""),
         lambda path: plots.time_to_accuracy({}, 0.8, path, title=""),
         lambda path: plots.time_to_accuracy({"ours": ([], [])}, 0.8, path, title=""),
