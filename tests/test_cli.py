@@ -444,9 +444,11 @@ def test_an_output_folder_that_cannot_be_written(refused, run, tmp_path):
 
 
 def test_a_figure_that_cannot_be_written(refused, run, tmp_path):
-    (tmp_path / "mistakes.png").mkdir()
+    for name in ("mistakes.png", "augmentation.png"):
+        (tmp_path / name).mkdir()
     line = refused("test.py", "--checkpoint", run / "weights.pt", "--output", tmp_path)
     assert "mistakes.png" in line
+    assert "augmentation.png" in refused("train.py", *SMALL, "--output", tmp_path)
 
 
 @pytest.mark.parametrize(
