@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import data
 import engine
+import explain
 import models
 import plots
 import storage
@@ -44,6 +45,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--download-url", metavar="URL", help="a mirror of cifar-10-python.tar.gz")
     add("--output", type=Path, metavar="DIR", help="folder of figures (runs/test-NETWORK-TIME)")
+    add(
+        "--explain",
+        type=int,
+        metavar="N",
+        help="draw what the network looks at in the first N images, by Grad-CAM, and what its"
+        f" channel attention does (at most {plots.MAX_EXPLANATIONS})",
+    )
     add("--tta", action="store_true", help="average with the mirrored image")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (auto)")
     add(
@@ -118,8 +126,43 @@ def draw(
     )
 
 
+def draw_explanations(
+    model: nn.Module,
+    images: Tensor,
+    evaluation: engine.Evaluation,
+    split: data.Split,
+    classes: tuple[str, ...],
+    count: int,
+    title: str,
+    output: Path,
+) -> None:
+    """What the network looks at in the first `count` images of `split`, of which `images`
+    (M, 3, 32, 32), normalised, are the first M, M >= count."""
+    predicted = evaluation.predictions[:count]
+    maps = explain.grad_cam(model, images[:count], predicted.to(images.device))
+    gates = explain.attention_gates(model, images)
+    confidence = evaluation.logits[:count].softmax(1).amax(1)
+    captions = [
+        f"true: {classes[label]}\npredicted: {classes[guess]}\n({100 * probability:.1f} %)"
+        for label, guess, probability in zip(
+            evaluation.labels[:count], predicted, confidence, strict=True
+        )
+    ]
+    plots.explanations(
+        split.images[:count],
+        captions,
+        maps.cpu(),
+        {f"channel attention\n{name}": gate.cpu() for name, gate in gates.items()},
+        output / "explanations.png",
+        title=f"{title}: what speaks for the predicted class",
+    )
+
+
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
+    count, most = arguments.explain, plots.MAX_EXPLANATIONS
+    if count is not None and not 1 <= count <= most:
+        raise utils.RunError(f"--explain {count}: choose 1 to {most} images")
     device = utils.pick_device(arguments.device)
     precision = utils.pick_precision(arguments.precision, device)
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # CUDA's default rounds fp32 to TF32
@@ -156,7 +199,11 @@ def main(argv: list[str] | None = None) -> None:
         print(seen)
     classes = tuple(checkpoint["classes"])
     print(utils.class_table(confusion.diag().tolist(), confusion.sum(1).tolist(), classes))
-    draw(evaluation, split, classes, describe(checkpoint, split, arguments.tta), output)
+    title = describe(checkpoint, split, arguments.tta)
+    draw(evaluation, split, classes, title, output)
+    if count is not None:
+        images = next(iter(loader))[0].float()
+        draw_explanations(model, images, evaluation, split, classes, count, title, output)
     print(f"Figures are in {output}")
     if split.source == "sample":
         print(SAMPLE_WARNING)

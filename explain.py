@@ -1,0 +1,81 @@
+"""What a network looks at: Grad-CAM, and the gates of its channel attention."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]
+
+
+@contextmanager
+def hooked(modules: list[nn.Module], hook: Hook) -> Iterator[None]:
+    """Call `hook` with the inputs and the output of these modules, as long as this is entered."""
+    handles = [module.register_forward_hook(hook) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def grad_cam(model: nn.Module, images: Tensor, classes: Tensor, *, least_size: int = 15) -> Tensor:
+    """Gradient-weighted class activation maps (Selvaraju et al. 2017, arXiv:1610.02391).
+
+    The features are those of the last module that gives `least_size` pixels or more a side: at the
+    end of most networks there are too few to see anything. Each channel is weighted with the mean
+    gradient of the logit of interest; what a ReLU leaves of their sum speaks for the class.
+
+    Args:
+        model: maps normalised images to logits (N, K); it is put into evaluation mode.
+        images: normalised, (N, 3, H, W).
+        classes: (N,) int64, whose logit is explained, image by image.
+
+    Returns:
+        maps (N, h, w) of the features' size, from 0 to 1, each divided by its maximum; 0
+        throughout where nothing speaks for the class.
+
+    Raises:
+        ValueError: the network has no features of that size.
+    """
+    last: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        if not isinstance(output, Tensor) or output.ndim < 4 or output.shape[2] < least_size:
+            return None
+        last[:] = [output]
+        return output.clone()  # so that no operation in place changes what was kept
+
+    with torch.enable_grad(), hooked(list(model.eval().modules()), keep):
+        # Cloned, because what inference mode has made takes no part in gradients.
+        logits = model(images.detach().clone().requires_grad_())
+        if not last:
+            raise ValueError(f"the network has no features of {least_size} pixels or more a side")
+        chosen = logits.gather(1, classes[:, None].clone()).sum()
+        (gradient,) = torch.autograd.grad(chosen, last)
+    weights = gradient.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
+    maps = F.relu((weights * last[0]).sum(1)).detach()
+    return maps / maps.amax((1, 2), keepdim=True).clamp_min(1e-12)
+
+
+@torch.inference_mode()
+def attention_gates(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """By what each channel attention scales its channels: the name of the module -> (N, C).
+
+    A channel attention is a module with a method `gate`, (N, C, H, W) -> (N, C, 1, 1).
+
+    Args:
+        model: is put into evaluation mode.
+        images: normalised, (N, 3, H, W).
+    """
+    names = {module: name for name, module in model.named_modules() if hasattr(module, "gate")}
+    gates = {}
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        gates[names[module]] = module.gate(*inputs).flatten(1)
+
+    with hooked(list(names), keep):
+        model.eval()(images)
+    return gates
