@@ -35,6 +35,8 @@ SAMPLE_WARNING = (
     " the code works. Put CIFAR-10 into data/raw, or name its folder with --data-dir. ***"
 )
 EVALUATION_BATCH = 500
+# Steps between looks at loss and weights. On an accelerator a look waits for the device.
+LOOK_EVERY = {"cpu": 1}
 RECIPE_FLAGS = [
     field.name for field in fields(Recipe) if field.name not in ("milestones", "nesterov")
 ]
@@ -209,10 +211,7 @@ class Saver:
 
 
 class Monitor:
-    """Called after every step: counts it, shows it, and stops or saves the run where it must.
-
-    Looking at the loss waits for the device, so on an accelerator only every 50th is looked at.
-    """
+    """Called after every step: counts it, shows it, and stops or saves the run where it must."""
 
     def __init__(
         self, run: Run, batches: int, saver: Saver, interruption: utils.Interruption
@@ -220,7 +219,7 @@ class Monitor:
         self.run = run
         self.saver = saver
         self.interruption = interruption
-        self.interval = 1 if run.device.type == "cpu" else 50
+        self.interval = LOOK_EVERY.get(run.device.type, 50)
         terminal = sys.stderr.isatty()
         self.bar = tqdm(total=batches, initial=run.batch, disable=not terminal, leave=True)
         self.clock = time.perf_counter()

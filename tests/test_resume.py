@@ -1,0 +1,474 @@
+"""Nothing lost: a training that is stopped, killed, starved or fed with damaged files.
+
+Most runs are of train.py's `main` in this process, on a few images and without figures. The kills
+and the fuzz are short runs of the tools that do the same at length (benchmarks/).
+"""
+
+import csv
+import functools
+import os
+import random
+import resource
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import data
+import models
+import storage
+import train
+import utils
+from benchmarks import mutants
+from benchmarks.common import first
+from benchmarks.fuzz import digest, interrupted_after
+
+IMAGES, STEPS = 40, 3  # a training epoch: batches of 16, 16 and 8
+EPOCHS = 2
+
+
+load = data.load
+
+
+@functools.cache
+def few_images(*arguments):
+    return first(load(*arguments), IMAGES)
+
+
+@pytest.fixture
+def command(monkeypatch, capfd):
+    """Run train.py on a few images, without figures; returns (status, stdout, stderr)."""
+    monkeypatch.setattr(data, "load", few_images)
+    monkeypatch.setattr(train, "draw", lambda *arguments: None)
+    monkeypatch.setattr(train, "draw_augmentation", lambda *arguments: None)
+    # As torchsummary does, it draws random numbers, which must not reach a resumed run.
+    monkeypatch.setattr(utils, "print_summary", lambda *arguments: torch.rand(3))
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+
+    def run(*flags):
+        capfd.readouterr()
+        try:
+            utils.run_script(lambda: train.main([str(flag) for flag in flags]), data.DataError)
+            status = 0
+        except SystemExit as end:
+            status = end.code
+        return status, *capfd.readouterr()
+
+    return run
+
+
+SHORT = f"--model baseline --data sample --device cpu --batch-size 16 --epochs {EPOCHS}".split()
+FP32 = [*SHORT, "--precision", "fp32"]
+
+
+@pytest.fixture
+def undisturbed(command, tmp_path):
+    """What a run comes to that nothing stops."""
+    folder = tmp_path / "undisturbed"
+    assert command(*FP32, "--output", folder)[0] == 0
+    return digest(storage.load_checkpoint(folder / storage.LAST))
+
+
+def epochs_of(folder):
+    with open(folder / "history.csv", newline="") as file:
+        return [int(row["epoch"]) for row in csv.DictReader(file)]
+
+
+def at_step(monkeypatch, number, action):
+    """Do something to the run while its step of this number, counted from 1, is being taken."""
+    original, steps = train.Monitor.__call__, []
+
+    def call(self, loss):
+        steps.append(loss)
+        if len(steps) == number:
+            loss = action(self.run, loss)
+        original(self, loss)
+
+    monkeypatch.setattr(train.Monitor, "__call__", call)
+
+
+# ------------------------------------------------------------------------------------ exact resume
+
+
+@pytest.mark.parametrize(
+    "model, precision, ema_decay",
+    [
+        ("baseline", "fp32", 0),
+        ("baseline", "fp32", 0.9),
+        ("baseline", "bf16", 0),
+        ("baseline", "bf16", 0.9),
+        ("under100k", "fp32", 0.9),
+        ("under100k", "bf16", 0),
+        ("under100k", "bf16", 0.9),
+    ],
+)
+def test_resuming_is_exact_from_anywhere(command, tmp_path, model, precision, ema_decay):
+    """In the middle of an epoch, in its evaluation, and after its first step; dropout included."""
+    flags = [*SHORT, "--model", model, "--precision", precision, "--ema-decay", ema_decay]
+    assert command(*flags, "--output", tmp_path / "a")[0] == 0
+    positions = []
+    for checks in (2, 2, 2):  # of the signals: after each step, and before each batch evaluated
+        with interrupted_after(checks):
+            assert command(*flags, "--output", tmp_path / "b", "--resume", "auto")[0] == 143
+        saved = storage.load_checkpoint(tmp_path / "b" / storage.LAST)
+        positions.append((saved["epoch"], saved["training"]["batch"]))
+    assert positions == [(0, 2), (0, STEPS), (1, 1)]
+    assert command(*flags, "--output", tmp_path / "b", "--resume", "auto")[0] == 0
+    for name in (storage.LAST, storage.PREVIOUS):
+        one, other = (storage.load_checkpoint(tmp_path / run / name) for run in "ab")
+        if name == storage.LAST:
+            assert digest(one) == digest(other)
+    assert epochs_of(tmp_path / "b") == [1, 2]
+    one, other = (storage.load_checkpoint(tmp_path / run / "weights.pt") for run in "ab")
+    assert all(torch.equal(one["state_dict"][k], v) for k, v in other["state_dict"].items())
+
+
+def test_checkpoints_come_within_an_epoch_too(command, tmp_path, monkeypatch):
+    saved = []
+    original = storage.save_latest
+    monkeypatch.setattr(
+        storage,
+        "save_latest",
+        lambda folder, content: (
+            saved.append((content["epoch"], content["training"]["batch"])),
+            original(folder, content),
+        ),
+    )
+    assert command(*FP32, "--checkpoint-minutes", "0", "--output", tmp_path / "a")[0] == 0
+    assert saved == [(0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3), (2, 0)]
+    saved.clear()
+    assert command(*FP32, "--output", tmp_path / "b")[0] == 0
+    assert saved == [(1, 0), (2, 0)]
+    assert command(*FP32, "--checkpoint-minutes", "nan")[0] == 2
+
+
+def test_the_row_of_a_resumed_epoch_is_that_of_the_whole_epoch(command, tmp_path, undisturbed):
+    with interrupted_after(2):
+        command(*FP32, "--output", tmp_path / "a")
+    saved = storage.load_checkpoint(tmp_path / "a" / storage.LAST)["training"]
+    assert saved["metrics"]["total"] == 32 and saved["seconds"] > 0
+    command("--resume", tmp_path / "a" / storage.LAST)
+    row = storage.load_checkpoint(tmp_path / "a" / storage.LAST)["history"][0]
+    assert row["seconds"] > saved["seconds"]
+    assert row["images_per_second"] == pytest.approx(IMAGES / row["seconds"])
+
+
+def test_a_row_that_a_kill_left_out_is_written(command, tmp_path):
+    assert command(*FP32, "--output", tmp_path / "a")[0] == 0
+    for name in ("history.csv", "weights.pt"):
+        (tmp_path / "a" / name).unlink()
+    status, out, _ = command("--resume", tmp_path / "a" / storage.LAST)
+    assert status == 0 and "Train set" not in out
+    assert epochs_of(tmp_path / "a") == [1, 2] and (tmp_path / "a" / "weights.pt").exists()
+
+
+# ----------------------------------------------------------------------------------------- signals
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_go_on(
+    command, tmp_path, monkeypatch, undisturbed, number, status
+):
+    run, folder = tmp_path / "a run of 'ä'", tmp_path / "its data"
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, lambda run, loss: os.kill(os.getpid(), number) or loss)
+        ended, out, err = command(*FP32, "--output", run, "--data-dir", folder)
+    assert ended == status and err == ""
+    saved = storage.load_checkpoint(run / storage.LAST)
+    assert (saved["epoch"], saved["training"]["batch"]) == (0, 2)  # the step was finished
+    words = shlex.split(out.splitlines()[-1])
+    assert words[:2] == ["python", "train.py"] and str(folder) in words
+    ended, _, err = command(*words[2:])
+    assert ended == 0, err
+    assert digest(storage.load_checkpoint(run / storage.LAST)) == undisturbed
+
+
+# ------------------------------------------------------------------------------------ --resume auto
+
+
+def test_one_command_in_a_loop(command, tmp_path, undisturbed):
+    flags = [*FP32, "--output", tmp_path / "a", "--resume", "auto"]
+    statuses = []
+    while 0 not in statuses:
+        with interrupted_after(4):
+            statuses.append(command(*flags)[0])
+    assert statuses == [143, 143, 0]
+    assert digest(storage.load_checkpoint(tmp_path / "a" / storage.LAST)) == undisturbed
+    assert command(*flags)[0] == 0  # it is over
+
+
+def test_auto_without_a_folder_takes_the_newest_of_the_network(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "ROOT", tmp_path)
+    for name in ("baseline-1", "baseline-2", "under100k-3"):
+        with interrupted_after(1):
+            command(*FP32, "--model", name.split("-")[0], "--output", tmp_path / "runs" / name)
+    assert command(*FP32, "--resume", "auto")[0] == 0
+    assert epochs_of(tmp_path / "runs" / "baseline-2") == [1, 2]
+    assert not (tmp_path / "runs" / "baseline-1" / "history.csv").read_text().count("\n1,")
+    shutil.rmtree(tmp_path / "runs")
+    assert command(*FP32, "--resume", "auto")[0] == 0  # afresh
+    assert len(list((tmp_path / "runs").glob("baseline-*/weights.pt"))) == 1
+
+
+def test_what_is_settled_may_be_said_again_but_not_changed(command, tmp_path):
+    with interrupted_after(1):
+        command(*FP32, "--output", tmp_path / "a")
+    last = tmp_path / "a" / storage.LAST
+    before = last.read_bytes()
+    status, _, err = command(*FP32, "--resume", last, "--seed", "1", "--flip", "none")
+    assert status == 2 and err.count("\n") == 1
+    assert "--seed, --flip cannot change" in err and "--epochs" not in err
+    assert last.read_bytes() == before
+    assert command(*FP32, "--resume", last, "--data", "auto", "--precision", "auto")[0] == 0
+
+
+# ------------------------------------------------------------------------------- damage and its end
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, os.remove])
+def test_the_checkpoint_before_stands_in_for_a_damaged_one(command, tmp_path, undisturbed, damage):
+    run = tmp_path / "a"
+    with interrupted_after(2):
+        command(*FP32, "--output", run, "--checkpoint-minutes", "0")
+    damage(run / storage.LAST)
+    older = (run / storage.PREVIOUS).read_bytes()
+    with interrupted_after(1):
+        status, _, err = command(*FP32, "--output", run, "--resume", "auto")
+    assert status == 143
+    assert err.count("\n") == 1 and f"going on from {storage.PREVIOUS}" in err
+    if damage is not os.remove:  # the damaged file is gone, what stood in for it is not
+        assert (run / storage.PREVIOUS).read_bytes() == older
+    status, _, err = command(*FP32, "--output", run, "--resume", "auto")
+    assert (status, err) == (0, "")
+    assert digest(storage.load_checkpoint(run / storage.LAST)) == undisturbed
+
+
+def test_two_damaged_checkpoints_are_never_overwritten(command, tmp_path):
+    run = tmp_path / "a"
+    with interrupted_after(2):
+        command(*FP32, "--output", run, "--checkpoint-minutes", "0")
+    for name in (storage.LAST, storage.PREVIOUS):
+        truncate(run / name)
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    status, _, err = command(*FP32, "--output", run, "--resume", "auto")
+    assert status == 2 and err.count("\n") == 1 and "damaged" in err
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t["settings"].pop("seed"),
+        lambda t: t["settings"].update(precision="fp12"),
+        lambda t: t["settings"]["recipe"].update(batch_size=2.5),
+        lambda t: t["settings"]["recipe"].update(milestones=((0.5, 0.1),)),
+        lambda t: t["settings"].update(model="under100k"),
+        lambda t: t.pop("optimizer"),
+        lambda t: t["optimizer"]["state"][0].update(momentum_buffer=torch.zeros(1)),
+        lambda t: t["optimizer"]["param_groups"][0]["params"].reverse(),
+        lambda t: t["optimizer"]["param_groups"][0].update(foreach=True),
+        lambda t: t["scheduler"].update(last_epoch=77),
+        lambda t: t.update(batch=STEPS + 1),
+        lambda t: t["metrics"].update(total=0),
+        lambda t: t["random"].update(cpu=torch.zeros(3)),
+        lambda t: t.update(model={}),
+        lambda t: t["model"]["fc.bias"].fill_(float("nan")),
+    ],
+)
+def test_a_training_that_does_not_fit_is_refused(command, interrupted, tmp_path, change):
+    path = tmp_path / "run" / storage.LAST
+    path.parent.mkdir()
+    content = storage.load_checkpoint(interrupted)
+    change(content["training"])
+    storage.save_checkpoint(path, content)
+    status, _, err = command("--resume", path)
+    assert status == 2 and err.count("\n") == 1, err
+    assert storage.load_checkpoint(path)["epoch"] == content["epoch"]  # it is still there
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """The checkpoint of a run that was interrupted after two steps."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    with pytest.MonkeyPatch.context() as patch, interrupted_after(2):
+        patch.setattr(data, "load", few_images)
+        patch.setattr(train, "draw_augmentation", lambda *arguments: None)
+        patch.setattr(sys, "argv", ["train.py"])
+        with pytest.raises(SystemExit):
+            train.main([*FP32, "--output", str(folder)])
+    return folder / storage.LAST
+
+
+# --------------------------------------------------------------------------------------- divergence
+
+
+def lose_a_weight(run, loss):
+    with torch.no_grad():
+        next(run.model.parameters())[0].fill_(float("inf"))
+    return loss
+
+
+def lose_the_loss(run, loss):
+    return loss * float("nan")
+
+
+@pytest.mark.parametrize("lose", [lose_a_weight, lose_the_loss])
+def test_divergence_ends_the_run_after_the_step(command, tmp_path, monkeypatch, lose):
+    at_step(monkeypatch, 5, lose)
+    status, out, err = command(*FP32, "--output", tmp_path / "a", "--checkpoint-minutes", "0")
+    assert status == 2 and err.count("\n") == 1
+    assert "epoch 2, batch 2 (step 5)" in err and "learning rate of 0.001" in err
+    assert "infinite" in err if lose is lose_a_weight else "the loss became nan" in err
+    saved = storage.load_checkpoint(tmp_path / "a" / storage.LAST)
+    assert (saved["epoch"], saved["training"]["batch"]) == (1, 1)
+
+
+def test_a_checkpoint_never_holds_a_lost_weight(command, tmp_path, monkeypatch):
+    """Where the loss is not looked at after every step, as on an accelerator."""
+    at_step(monkeypatch, 4, lose_a_weight)
+    monkeypatch.setattr(train, "LOOK_EVERY", {"cpu": 50})
+    status, _, err = command(*FP32, "--output", tmp_path / "a", "--checkpoint-minutes", "0")
+    assert status == 2 and "infinite" in err and "(step 4)" in err
+    saved = storage.load_checkpoint(tmp_path / "a" / storage.LAST)
+    assert (saved["epoch"], saved["training"]["batch"]) == (1, 0)
+
+
+# ------------------------------------------------------------------------------ folder and disk
+
+
+def test_a_second_run_in_the_folder_is_refused(command, tmp_path):
+    with interrupted_after(1):
+        command(*FP32, "--output", tmp_path)
+    before = (tmp_path / storage.LAST).read_bytes()
+    with storage.locked(tmp_path):
+        for flags in (FP32, ["--resume", "auto"]):
+            status, _, err = command(*flags, "--output", tmp_path)
+            assert status == 2 and "another training writes to" in err and err.count("\n") == 1
+    assert (tmp_path / storage.LAST).read_bytes() == before
+
+
+def test_a_full_disk_ends_the_run_and_loses_nothing(command, tmp_path, undisturbed):
+    """A limit on the size of files, which a checkpoint meets and a history does not."""
+    run = tmp_path / "a"
+    with interrupted_after(4):
+        command(*FP32, "--output", run)
+    before = (run / storage.LAST).read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        status, _, err = command("--resume", run / storage.LAST)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert status == 2 and err.count("\n") == 1
+    assert "File too large" in err and storage.LAST in err and "intact" in err
+    assert (run / storage.LAST).read_bytes() == before
+    assert command("--resume", run / storage.LAST)[0] == 0
+    assert digest(storage.load_checkpoint(run / storage.LAST)) == undisturbed
+
+
+# -------------------------------------------------------------------------------- other machines
+
+
+def test_compiled_networks_are_saved_under_their_own_names(interrupted):
+    checkpoint = storage.load_checkpoint(interrupted)
+    settings = train.settings_of(checkpoint, {}, interrupted)
+    run = train.build_run(settings, torch.device("cpu"), STEPS)
+    run.model = torch.compile(run.model)  # which compiles nothing before it is called
+    run.load(checkpoint)
+    names = set(models.build("baseline").state_dict())
+    assert set(run.weights()["state_dict"]) == set(run.state_dict()["model"]) == names
+
+
+def test_precision_that_the_device_lacks(command, interrupted, tmp_path):
+    content = storage.load_checkpoint(interrupted)
+    content["training"]["settings"]["precision"] = "fp16"
+    storage.save_checkpoint(tmp_path / storage.LAST, content)
+    status, _, err = command("--resume", tmp_path / storage.LAST, "--device", "cpu")
+    assert status == 2 and "fp16" in err
+
+
+SCRIPTS = ["*.py", "data/*.py", "data/sample/*", "models/*.py", "plots/*.py"]
+BOTH = """
+import runpy, sys
+root, run = sys.argv[1:]
+sys.path[0] = root  # as where the scripts themselves are run
+small = "--model baseline --data sample --epochs 1 --batch-size 1000 --device cpu --output"
+for script, *flags in (
+    ["train.py", *small.split(), run],
+    ["test.py", "--checkpoint", run + "/weights.pt", "--output", run],
+):
+    sys.argv = [script, *flags]
+    runpy.run_path(f"{root}/{script}", run_name="__main__")
+"""
+
+
+def test_on_another_machine(tmp_path):
+    """A read-only checkout whose path has spaces and other letters, another working directory, no
+    terminal, a locale without those letters, and warnings that are errors."""
+    checkout, elsewhere = tmp_path / "a chëckout", tmp_path / "else where"
+    for pattern in SCRIPTS:
+        for path in train.ROOT.glob(pattern):
+            copy = checkout / path.relative_to(train.ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy)
+    files = sorted(checkout.rglob("*"))
+    for folder in (checkout, *filter(os.path.isdir, files)):
+        folder.chmod(0o555)
+    elsewhere.mkdir()
+    process = subprocess.run(
+        [sys.executable, "-c", BOTH, checkout, "the rün"],
+        cwd=elsewhere,
+        env=os.environ
+        | {"PYTHONWARNINGS": "error", "PYTHONIOENCODING": "ascii", "PYTHONDONTWRITEBYTECODE": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
+    assert "Epoch 1/1" in process.stdout and "Val set" in process.stdout
+    assert {"weights.pt", "confusion_matrix.png"} <= {p.name for p in elsewhere.glob("the rün/*")}
+    assert sorted(checkout.rglob("*")) == files
+
+
+# ------------------------------------------------------------------------------ the long proofs
+
+
+def tool(name, *flags):
+    """The last line of one of the tools, which must find nothing wrong."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", *map(str, flags)]
+    process = subprocess.run(command, cwd=train.ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout.splitlines()[-1]
+
+
+def test_kills_at_any_moment():
+    line = tool("kill", "--kills", 4, "--images", 200, "--batch-size", 50)
+    assert line.startswith("4 kills survived of 4")
+
+
+def test_mutants_of_every_file():
+    line = tool("fuzz", "--mutants", 200)
+    assert line.startswith("200 of 200 mutants refused or right")
+
+
+def test_the_mutants_are_the_same_every_time():
+    def made():
+        chance = random.Random("0 1")
+        return [mutation(bytes(range(256)) * 9, chance) for mutation in mutants.DAMAGES]
+
+    assert made() == made()

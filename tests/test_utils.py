@@ -1,0 +1,214 @@
+"""What a run needs besides learning: seed, device, signals, files, and what it prints."""
+
+import csv
+import errno
+import os
+import signal
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import utils
+from utils import RunError
+
+
+def test_the_parser_says_what_is_wrong_in_one_line(capsys):
+    parser = utils.ArgumentParser(prog="train.py")
+    parser.add_argument("--epochs", type=int)
+    with pytest.raises(SystemExit) as end:
+        parser.parse_args(["--epochs", "many"])
+    err = capsys.readouterr().err
+    assert end.value.code == 2
+    assert err.startswith("train.py: error: ") and "many" in err and err.count("\n") == 1
+
+
+def test_an_error_of_the_user_is_one_line_and_status_2(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/some where/train.py"])
+
+    def fails():
+        raise LookupError("no\n such   thing")
+
+    with pytest.raises(SystemExit) as end:
+        utils.run_script(fails, LookupError)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "train.py: error: no such thing\n"
+    with pytest.raises(LookupError):  # what is not expected is a fault of ours, to be seen whole
+        utils.run_script(fails)
+
+
+def test_ctrl_c_outside_of_training_is_status_130():
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as end:
+        utils.run_script(interrupted)
+    assert end.value.code == 130
+
+
+# ------------------------------------------------------------------------- randomness and devices
+
+
+def test_a_seed_fixes_what_is_drawn():
+    drawn = []
+    for seed in (1, 1, 2):
+        utils.seed_everything(seed)
+        drawn.append(torch.rand(4))
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    for seed in (-1, 2**63):
+        with pytest.raises(RunError, match=str(seed)):
+            utils.seed_everything(seed)
+
+
+def test_the_random_state_comes_back():
+    torch.rand(7)
+    state = utils.random_state()
+    expected = torch.rand(5)
+    torch.manual_seed(99)
+    utils.set_random_state(state)
+    assert torch.equal(torch.rand(5), expected)
+
+
+def test_devices():
+    assert utils.pick_device("cpu") == torch.device("cpu")
+    assert utils.pick_device("auto").type in ("cpu", "cuda", "mps")
+    for name in ("abacus", "cuda:99", ""):
+        with pytest.raises(RunError, match="not usable"):
+            utils.pick_device(name)
+
+
+def test_precisions():
+    cpu = torch.device("cpu")
+    assert utils.pick_precision("auto", cpu) in (torch.float32, torch.bfloat16)
+    for name, dtype in utils.PRECISIONS.items():
+        assert utils.precision_name(dtype) == name
+    assert utils.pick_precision("bf16", cpu) == torch.bfloat16
+    for name in ("fp16", "fp8"):
+        with pytest.raises(RunError, match=name):
+            utils.pick_precision(name, cpu)
+
+
+# ------------------------------------------------------------------------------------------ signals
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_waits_until_it_is_asked_for(number, status):
+    before = signal.getsignal(number)
+    with utils.Interruption() as interruption:
+        interruption.check()
+        os.kill(os.getpid(), number)
+        assert interruption.received == number  # and this line was still reached
+        with pytest.raises(utils.Interrupted) as interrupted:
+            interruption.check()
+        assert interrupted.value.status == status
+        # The system's own handler is back: a second Ctrl-C ends the process at once.
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+    assert signal.getsignal(number) == before
+
+
+def test_watched_items_stop_at_a_signal():
+    with utils.Interruption() as interruption:
+        seen = []
+        with pytest.raises(utils.Interrupted):
+            for item in interruption.watch(range(10)):
+                seen.append(item)
+                if item == 3:
+                    os.kill(os.getpid(), signal.SIGTERM)
+    assert seen == [0, 1, 2, 3]
+
+
+# -------------------------------------------------------------------------------------------- files
+
+
+def test_a_file_is_written_whole(tmp_path):
+    path = tmp_path / "ä file"
+    utils.write_atomically(path, b"first")
+    utils.write_atomically(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_file_before_is_kept_under_another_name(tmp_path):
+    path, older = tmp_path / "last", tmp_path / "previous"
+    for content in (b"1", b"2", b"3"):
+        utils.write_atomically(path, content, keep_as="previous")
+    assert (path.read_bytes(), older.read_bytes()) == (b"3", b"2")
+
+
+def test_one_of_two_names_is_whole_at_every_moment(tmp_path, monkeypatch):
+    """The process dies between any two of the operations that change the folder."""
+    replace, moments = os.replace, []
+
+    def watched(source, target):
+        replace(source, target)
+        names = ("last", "previous")
+        moments.append([(tmp_path / n).read_bytes() for n in names if (tmp_path / n).exists()])
+
+    monkeypatch.setattr(os, "replace", watched)
+    for content in (b"1", b"2", b"3"):
+        utils.write_atomically(tmp_path / "last", content, keep_as="previous")
+    assert moments == [[b"1"], [b"1"], [b"2", b"1"], [b"2"], [b"3", b"2"]]
+
+
+@pytest.mark.parametrize("step", ["write", "rename"])
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, step):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "last"
+    utils.write_atomically(path, b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync" if step == "write" else "replace", full)
+        with pytest.raises(RunError, match="No space left on device.*intact"):
+            utils.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="cannot write to folder"):
+        utils.make_folder(tmp_path / "file" / "folder")
+    utils.make_folder(tmp_path / "a" / "b")
+    utils.make_folder(tmp_path / "a" / "b")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_the_history_is_a_table(tmp_path):
+    row = dict.fromkeys(utils.HISTORY_COLUMNS, 0.1) | {"epoch": 1, "eval_loss": None}
+    utils.write_history(tmp_path / "history.csv", [row, row | {"epoch": 2}])
+    with open(tmp_path / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == utils.HISTORY_COLUMNS
+    assert [r["epoch"] for r in rows] == ["1", "2"]
+    assert rows[0]["eval_loss"] == "" and float(rows[0]["train_loss"]) == 0.1
+
+
+# ------------------------------------------------------------------- networks and what is said
+
+
+def test_a_network_is_found_within_its_wrappers(tmp_path):
+    network = nn.Linear(2, 2)
+    assert utils.unwrap(network) is network
+    assert utils.unwrap(torch.compile(network)) is network  # which compiles nothing yet
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1
+    )
+    try:
+        both = torch.compile(nn.parallel.DistributedDataParallel(network))
+        assert utils.unwrap(both) is network
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_results_in_words():
+    line = utils.metrics_line("Val", 1.23456, 3, 8)
+    assert line == "Val set: Average loss: 1.2346, Accuracy: 3/8 (37.50%)"
+    assert utils.duration(29) == "0 min" and utils.duration(3599) == "1 h 00 min"
+    assert utils.duration(5 * 3600 + 61) == "5 h 01 min"
+    table = utils.class_table([1, 0], [2, 0], ("cat", "truck"))
+    assert table.splitlines() == [
+        "Accuracy of cat  :  50.0 % (1/2)",
+        "Accuracy of truck:   0.0 % (0/0)",
+    ]
