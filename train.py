@@ -1,22 +1,15 @@
 """Train a CIFAR-10 classifier: `python train.py` is the recipe behind the released weights."""
 
 import argparse
-import math
 import shlex
 import sys
-import time
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, fields, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.amp import GradScaler
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel
-from tqdm import tqdm
 
 import data
 import engine
@@ -26,6 +19,7 @@ import recipe as recipes
 import storage
 import utils
 from recipe import Recipe
+from run import Monitor, Run, Saver, Settings, check_types
 
 ROOT = Path(__file__).resolve().parent
 IMAGE_SIZE = (3, 32, 32)
@@ -35,8 +29,6 @@ SAMPLE_WARNING = (
     " the code works. Put CIFAR-10 into data/raw, or name its folder with --data-dir. ***"
 )
 EVALUATION_BATCH = 500
-# Steps between looks at loss and weights. On an accelerator a look waits for the device.
-LOOK_EVERY = {"cpu": 1}
 RECIPE_FLAGS = [
     field.name for field in fields(Recipe) if field.name not in ("milestones", "nesterov")
 ]
@@ -44,223 +36,6 @@ AUTO = Path("auto")
 CHECKPOINT_MINUTES = 5.0
 # What a run does not keep, so that the command that resumes it must say it again.
 UNSETTLED = ("data_dir", "device", "checkpoint_minutes")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a run is: kept in its config.json and its checkpoints."""
-
-    model: str
-    config: dict[str, Any]
-    recipe: Recipe
-    source: str
-    eval_split: str
-    precision: str
-    seed: int
-
-    @property
-    def train_split(self) -> str:
-        return "train" if self.eval_split == "val" else "train+val"
-
-    @property
-    def title(self) -> str:
-        sample = ", trained on the built-in sample only" if self.source == "sample" else ""
-        return f"{self.model} on CIFAR-10{sample}"
-
-
-@dataclass
-class Run:
-    """A training in progress: everything that changes while it goes on."""
-
-    settings: Settings
-    model: nn.Module
-    optimizer: Optimizer
-    scheduler: LRScheduler
-    ema: AveragedModel | None
-    scaler: GradScaler
-    device: torch.device
-    metrics: engine.RunningMetrics  # of the epoch under way, as are the next two
-    batch: int = 0  # steps taken
-    seconds: float = 0.0  # spent on them
-    epoch: int = 0  # epochs behind
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def scored(self) -> nn.Module:
-        """The network that is evaluated and released: the moving average, where there is one."""
-        return self.model if self.ema is None else self.ema.module
-
-    def learning_rate(self, steps_ago: int = 0) -> float:
-        """Of the next step, or of one before it."""
-        scheduler = self.scheduler
-        return scheduler.base_lrs[0] * scheduler.lr_lambdas[0](scheduler.last_epoch - steps_ago)
-
-    def begin_epoch(self) -> None:
-        recipes.begin_epoch(self.optimizer, self.settings.recipe, self.epoch)
-
-    def end_epoch(self, row: dict[str, Any]) -> None:
-        """The epoch's row goes into the history, and its sums start anew."""
-        self.history.append(row)
-        self.epoch, self.batch, self.seconds = self.epoch + 1, 0, 0.0
-        self.metrics = engine.RunningMetrics(self.device)
-
-    def is_finite(self) -> bool:
-        """Whether no weight and no statistic is lost; read from the device once.
-
-        The moving average is lost with them, and what is lost once stays lost.
-        """
-        return bool(
-            torch.stack([t.isfinite().all() for t in self.model.state_dict().values()]).all()
-        )
-
-    def weights(self) -> dict[str, Any]:
-        """The released form: what rebuilds and describes the network, nothing of the training."""
-        settings = self.settings
-        return {
-            "model": settings.model,
-            "config": settings.config,
-            "state_dict": utils.unwrap(self.scored).state_dict(),
-            "normalization": {"mean": list(data.MEAN), "std": list(data.STD)},
-            "classes": list(data.CLASSES),
-            "data": {
-                "source": settings.source,
-                "train_split": settings.train_split,
-                "eval_split": settings.eval_split,
-            },
-            "epoch": self.epoch,
-            "history": self.history,
-        }
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that an exact resume needs besides `weights`, which hold the moving average."""
-        return {
-            "settings": asdict(self.settings),
-            "model": utils.unwrap(self.model).state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "averaged": 0 if self.ema is None else int(self.ema.n_averaged),
-            "batch": self.batch,
-            "seconds": self.seconds,
-            "metrics": self.metrics.state_dict(),
-            "random": utils.random_state(),
-        }
-
-    def load(self, checkpoint: dict[str, Any]) -> None:
-        """Go on where `checkpoint`, of the same settings, was saved.
-
-        Raises:
-            ValueError, RuntimeError: it does not fit this run, which is then of no use.
-        """
-        state = checkpoint["training"]
-        self._check(state)
-        utils.unwrap(self.model).load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.scaler.load_state_dict(state["scaler"])
-        if self.ema is not None:
-            utils.unwrap(self.ema.module).load_state_dict(checkpoint["state_dict"])
-            self.ema.n_averaged.fill_(state["averaged"])
-        self.batch, self.seconds = state["batch"], state["seconds"]
-        self.metrics.load_state_dict(state["metrics"])
-        self.epoch, self.history = checkpoint["epoch"], checkpoint["history"]
-        utils.set_random_state(state["random"])
-
-    def _check(self, state: dict[str, Any]) -> None:
-        """ValueError where `state` has not the structure of this run's own."""
-        # One step without a gradient, so that the optimizer has a state to compare with. What it
-        # does to the weights does not matter: they are about to be replaced.
-        for parameter in self.model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        self.optimizer.step()
-        own = self.state_dict()
-        own["settings"] = state["settings"]  # already checked, and the source of all else
-        own["random"]["cuda"] = state["random"]["cuda"]  # another machine, other devices
-        if not state["optimizer"]["state"]:  # mixed precision may have skipped every step so far
-            own["optimizer"]["state"] = {}
-        storage.check_like(own, state)
-        groups = zip(
-            own["optimizer"]["param_groups"], state["optimizer"]["param_groups"], strict=True
-        )
-        if any(one["params"] != other["params"] for one, other in groups):
-            raise ValueError("the optimizer's state is that of other weights")
-
-
-@dataclass
-class Saver:
-    """Saves a run in its folder, on demand and whenever `minutes` have gone by since the last."""
-
-    run: Run
-    output: Path
-    minutes: float
-
-    def __post_init__(self) -> None:
-        self.saved_at = time.monotonic()
-
-    def save(self) -> None:
-        """Raises utils.RunError where it cannot be, or where the weights are no longer finite."""
-        check_finite(self.run, 0.0)
-        training = {"training": self.run.state_dict()}
-        storage.save_latest(self.output, {**self.run.weights(), **training})
-        utils.write_history(self.output / "history.csv", self.run.history)
-        self.saved_at = time.monotonic()
-
-    def save_if_due(self) -> None:
-        if time.monotonic() - self.saved_at >= 60 * self.minutes:
-            self.save()
-
-
-class Monitor:
-    """Called after every step: counts it, shows it, and stops or saves the run where it must."""
-
-    def __init__(
-        self, run: Run, batches: int, saver: Saver, interruption: utils.Interruption
-    ) -> None:
-        self.run = run
-        self.saver = saver
-        self.interruption = interruption
-        self.interval = LOOK_EVERY.get(run.device.type, 50)
-        terminal = sys.stderr.isatty()
-        self.bar = tqdm(total=batches, initial=run.batch, disable=not terminal, leave=True)
-        self.clock = time.perf_counter()
-
-    def __enter__(self) -> "Monitor":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.bar.close()
-
-    def __call__(self, loss: Tensor) -> None:
-        self.run.batch += 1
-        if self.run.batch % self.interval == 0:
-            self.check(loss.item())
-        self.count_time()
-        self.bar.update()
-        self.interruption.check()
-        self.saver.save_if_due()
-        self.clock = time.perf_counter()  # saving is no training
-
-    def count_time(self) -> None:
-        now = time.perf_counter()
-        self.run.seconds += now - self.clock
-        self.clock = now
-
-    def check(self, loss: float) -> None:
-        check_finite(self.run, loss)
-        description = f"loss={loss:.4f} batch_id={self.run.batch - 1}"
-        self.bar.set_description_str(description, refresh=False)
-
-
-def check_finite(run: Run, loss: float) -> None:
-    """Raises utils.RunError where the loss or a weight has become infinite or not a number."""
-    if math.isfinite(loss) and run.is_finite():
-        return
-    lost = "a weight became infinite" if math.isfinite(loss) else f"the loss became {loss}"
-    raise utils.RunError(
-        f"{lost} by epoch {run.epoch + 1}, batch {run.batch} (step {run.scheduler.last_epoch}),"
-        f" at a learning rate of {run.learning_rate(1):.3g}; the checkpoint before it is intact:"
-        " try a lower --learning-rate"
-    )
 
 
 def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
@@ -369,14 +144,6 @@ def settings_of(checkpoint: dict[str, Any], given: dict[str, Any], path: Path) -
         flags = ", ".join("--" + name.replace("_", "-") for name in changed)
         raise utils.RunError(f"{flags} cannot change with --resume: start a new run instead")
     return settings
-
-
-def check_types(record: Any) -> None:
-    """TypeError where a dataclass has a field that is not of its declared type."""
-    for name, kind in get_type_hints(type(record)).items():
-        kind = (int, float) if kind is float else get_origin(kind) or kind
-        if not isinstance(getattr(record, name), kind):
-            raise TypeError(f"{name} is not of type {kind}")
 
 
 def required_splits(eval_split: str) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ import utils
 from benchmarks import mutants
 from benchmarks.common import first
 from benchmarks.fuzz import digest, interrupted_after
+from run import LOOK_EVERY, Monitor
 
 IMAGES, STEPS = 40, 3  # a training epoch: batches of 16, 16 and 8
 EPOCHS = 2
@@ -80,7 +81,7 @@ def epochs_of(folder):
 
 def at_step(monkeypatch, number, action):
     """Do something to the run while its step of this number, counted from 1, is being taken."""
-    original, steps = train.Monitor.__call__, []
+    original, steps = Monitor.__call__, []
 
     def call(self, loss):
         steps.append(loss)
@@ -88,7 +89,7 @@ def at_step(monkeypatch, number, action):
             loss = action(self.run, loss)
         original(self, loss)
 
-    monkeypatch.setattr(train.Monitor, "__call__", call)
+    monkeypatch.setattr(Monitor, "__call__", call)
 
 
 # ------------------------------------------------------------------------------------ exact resume
@@ -340,7 +341,7 @@ def test_divergence_ends_the_run_after_the_step(command, tmp_path, monkeypatch, 
 def test_a_checkpoint_never_holds_a_lost_weight(command, tmp_path, monkeypatch):
     """Where the loss is not looked at after every step, as on an accelerator."""
     at_step(monkeypatch, 4, lose_a_weight)
-    monkeypatch.setattr(train, "LOOK_EVERY", {"cpu": 50})
+    monkeypatch.setitem(LOOK_EVERY, "cpu", 50)
     status, _, err = command(*FP32, "--output", tmp_path / "a", "--checkpoint-minutes", "0")
     assert status == 2 and "infinite" in err and "(step 4)" in err
     saved = storage.load_checkpoint(tmp_path / "a" / storage.LAST)
