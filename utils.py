@@ -150,7 +150,8 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
         supported = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if supported else torch.float16
     if device.type == "cpu":
-        features = torch.cpu.get_capabilities()
+        # An older PyTorch cannot ask a CPU; float32 is right on every one.
+        features = getattr(torch.cpu, "get_capabilities", dict)()
         in_hardware = any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
         return torch.bfloat16 if in_hardware else torch.float32
     return torch.float32
