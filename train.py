@@ -285,7 +285,8 @@ def evaluate(
 ) -> engine.Evaluation | None:
     if loader is None:
         return None
-    batches = interruption.watch(loader)
+    # Of a very short batch this process may have no image, and not every layer takes none.
+    batches = (batch for batch in interruption.watch(loader) if len(batch[1]))
     precision = utils.PRECISIONS[run.settings.precision]
     own = engine.evaluate(run.scored, batches, precision=precision)
     # Each process classified a part of every batch: back to the order of the split.
