@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
@@ -32,14 +33,23 @@ class RunningMetrics:
     """Sums over the batches of an epoch that stay on the device until they are read.
 
     Reading them waits for the device, so the loop does it once an epoch.
+
+    Args:
+        total: where several processes each add their part of the batches, what turns the three
+            sums of one into those of all; every process then has to read them at the same time.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        total: Callable[[list[float]], list[float]] = lambda sums: sums,
+    ) -> None:
         # MPS has no float64; elsewhere it keeps the sum of 50,000 losses exact to the last digit.
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self.loss_sum = torch.zeros((), dtype=dtype, device=device)
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
         self.total = 0
+        self._sum_over_processes = total
 
     def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: its mean loss, its logits (N, K) and its labels (N,)."""
@@ -48,14 +58,13 @@ class RunningMetrics:
         self.total += len(labels)
 
     def compute(self) -> Metrics:
-        return Metrics(float(self.loss_sum) / self.total, int(self.correct), self.total)
+        sums = self.state_dict()
+        return Metrics(sums["loss_sum"] / sums["total"], sums["correct"], sums["total"])
 
     def state_dict(self) -> dict[str, float | int]:
-        return {
-            "loss_sum": float(self.loss_sum),
-            "correct": int(self.correct),
-            "total": self.total,
-        }
+        own = [float(self.loss_sum), int(self.correct), self.total]
+        loss_sum, correct, total = self._sum_over_processes(own)
+        return {"loss_sum": loss_sum, "correct": int(correct), "total": int(total)}
 
     def load_state_dict(self, state: dict[str, float | int]) -> None:
         self.loss_sum.fill_(state["loss_sum"])
@@ -106,6 +115,7 @@ def train_epoch(
     *,
     label_smoothing: float,
     precision: torch.dtype,
+    weights: Iterable[float] = repeat(1.0),
     after_step: Callable[[Tensor], None] = lambda loss: None,
 ) -> Metrics:
     """Take one optimisation step a batch and return the training metrics of the epoch.
@@ -115,15 +125,19 @@ def train_epoch(
 
     Args:
         metrics: what the epoch adds to; not empty where an interrupted epoch goes on.
+        weights: of each batch's loss in its gradient; not 1 where a batch is a process's part of a
+            larger one (see data.Loader.weights). Such a part may be empty.
         after_step: called after every step with the loss of the batch, a scalar on the device.
     """
     model.train()
-    for images, labels in batches:
+    for (images, labels), weight in zip(batches, weights, strict=False):
         with autocast(images.device, precision):
             logits = model(images)
             loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        if len(labels) == 0:
+            loss = logits.sum()  # 0, where a mean over nothing is not a number
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
+        scaler.scale(weight * loss).backward()
         scaler.step(optimizer)
         scaler.update()
         scheduler.step()

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
@@ -17,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 import data
+import distributed
 import engine
 import recipe as recipes
 import storage
@@ -77,7 +79,7 @@ class Run:
     @property
     def scored(self) -> nn.Module:
         """The network that is evaluated and released: the moving average, where there is one."""
-        return self.model if self.ema is None else self.ema.module
+        return utils.unwrap(self.model) if self.ema is None else self.ema.module
 
     def learning_rate(self, steps_ago: int = 0) -> float:
         """Of the next step, or of one before it."""
@@ -91,7 +93,7 @@ class Run:
         """The epoch's row goes into the history, and its sums start anew."""
         self.history.append(row)
         self.epoch, self.batch, self.seconds = self.epoch + 1, 0, 0.0
-        self.metrics = engine.RunningMetrics(self.device)
+        self.metrics = engine.RunningMetrics(self.device, distributed.total)
 
     def is_finite(self) -> bool:
         """Whether no weight and no statistic is lost; read from the device once.
@@ -121,7 +123,12 @@ class Run:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """All that an exact resume needs besides `weights`, which hold the moving average."""
+        """All that an exact resume needs besides `weights`, which hold the moving average.
+
+        Several processes call it together: the metrics are sums over all of them, and each has a
+        random state of its own.
+        """
+        random, *others = distributed.gather(utils.random_state())
         return {
             "settings": asdict(self.settings),
             "model": utils.unwrap(self.model).state_dict(),
@@ -132,11 +139,15 @@ class Run:
             "batch": self.batch,
             "seconds": self.seconds,
             "metrics": self.metrics.state_dict(),
-            "random": utils.random_state(),
+            "random": {**random, "others": others} if others else random,
         }
 
     def load(self, checkpoint: dict[str, Any]) -> None:
         """Go on where `checkpoint`, of the same settings, was saved.
+
+        By as many processes as saved it, exactly. By another number of them, on the same batches,
+        with what differs in the rounding of sums, in dropout and, on CPUs, in the parts that
+        BatchNorm normalises.
 
         Raises:
             ValueError, RuntimeError: it does not fit this run, which is then of no use.
@@ -151,9 +162,16 @@ class Run:
             utils.unwrap(self.ema.module).load_state_dict(checkpoint["state_dict"])
             self.ema.n_averaged.fill_(state["averaged"])
         self.batch, self.seconds = state["batch"], state["seconds"]
-        self.metrics.load_state_dict(state["metrics"])
+        if distributed.is_main():  # they are sums over all processes
+            self.metrics.load_state_dict(state["metrics"])
         self.epoch, self.history = checkpoint["epoch"], checkpoint["history"]
-        utils.set_random_state(state["random"])
+        states = [state["random"], *state["random"].get("others", [])]
+        if len(states) == distributed.world_size():
+            utils.set_random_state(states[distributed.rank()])
+        elif distributed.is_main():
+            utils.set_random_state(states[0])
+        else:
+            seed_dropout(self.settings.seed, self.scheduler.last_epoch)
 
     def _check(self, state: dict[str, Any]) -> None:
         """ValueError where `state` has not the structure of this run's own."""
@@ -164,7 +182,11 @@ class Run:
         self.optimizer.step()
         own = self.state_dict()
         own["settings"] = state["settings"]  # already checked, and the source of all else
-        own["random"]["cuda"] = state["random"]["cuda"]  # another machine, other devices
+        like = {"cpu": torch.get_rng_state()}
+        own["random"] = {**like, "cuda": state["random"]["cuda"]}  # other devices, other processes
+        if "others" in state["random"]:
+            others = state["random"]["others"]
+            own["random"]["others"] = [{**like, "cuda": other["cuda"]} for other in others]
         if not state["optimizer"]["state"]:  # mixed precision may have skipped every step so far
             own["optimizer"]["state"] = {}
         storage.check_like(own, state)
@@ -173,6 +195,14 @@ class Run:
         )
         if any(one["params"] != other["params"] for one, other in groups):
             raise ValueError("the optimizer's state is that of other weights")
+
+
+def seed_dropout(seed: int, step: int) -> None:
+    """Each process but the main one draws other numbers from here on. What is random besides
+    dropout has its own seeds."""
+    if not distributed.is_main():
+        state = np.random.SeedSequence((distributed.rank(), step, seed))
+        torch.manual_seed(int(state.generate_state(1, np.uint64)[0]))
 
 
 @dataclass
@@ -190,12 +220,13 @@ class Saver:
         """Raises utils.RunError where it cannot be, or where the weights are no longer finite."""
         check_finite(self.run, 0.0)
         training = {"training": self.run.state_dict()}
-        storage.save_latest(self.output, {**self.run.weights(), **training})
-        utils.write_history(self.output / "history.csv", self.run.history)
+        if distributed.is_main():
+            storage.save_latest(self.output, {**self.run.weights(), **training})
+            utils.write_history(self.output / "history.csv", self.run.history)
         self.saved_at = time.monotonic()
 
     def save_if_due(self) -> None:
-        if time.monotonic() - self.saved_at >= 60 * self.minutes:
+        if distributed.highest(time.monotonic() - self.saved_at) >= 60 * self.minutes:
             self.save()
 
 
@@ -209,8 +240,8 @@ class Monitor:
         self.saver = saver
         self.interruption = interruption
         self.interval = LOOK_EVERY[run.device.type]
-        terminal = sys.stderr.isatty()
-        self.bar = tqdm(total=batches, initial=run.batch, disable=not terminal, leave=True)
+        shown = distributed.is_main() and sys.stderr.isatty()
+        self.bar = tqdm(total=batches, initial=run.batch, disable=not shown, leave=True)
         self.clock = time.perf_counter()
 
     def __enter__(self) -> "Monitor":
@@ -221,12 +252,15 @@ class Monitor:
 
     def __call__(self, loss: Tensor) -> None:
         self.run.batch += 1
-        if self.run.batch % self.interval == 0:
-            self.check(loss.item())
+        looked = self.run.batch % self.interval == 0
+        if looked:
+            self.check(distributed.mean(loss.item()))
         self.count_time()
         self.bar.update()
-        self.interruption.check()
-        self.saver.save_if_due()
+        # Several processes have to do these at the same step, and agreeing takes time.
+        if looked or distributed.world_size() == 1:
+            self.interruption.check()
+            self.saver.save_if_due()
         self.clock = time.perf_counter()  # saving is no training
 
     def count_time(self) -> None:

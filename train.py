@@ -1,9 +1,14 @@
-"""Train a CIFAR-10 classifier: `python train.py` is the recipe behind the released weights."""
+"""Train a CIFAR-10 classifier: `python train.py` is the recipe behind the released weights.
+
+`torchrun --nproc-per-node=N train.py` trains the same with N processes, on N GPUs or, with
+`--device cpu`, on one thread each (OMP_NUM_THREADS says how many).
+"""
 
 import argparse
 import shlex
 import sys
-from dataclasses import asdict, fields, replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +17,7 @@ import torch
 from torch.amp import GradScaler
 
 import data
+import distributed
 import engine
 import models
 import plots
@@ -19,7 +25,7 @@ import recipe as recipes
 import storage
 import utils
 from recipe import Recipe
-from run import Monitor, Run, Saver, Settings, check_types
+from run import Monitor, Run, Saver, Settings, check_types, seed_dropout
 
 ROOT = Path(__file__).resolve().parent
 IMAGE_SIZE = (3, 32, 32)
@@ -185,18 +191,19 @@ def build_loaders(
         "std": data.STD,
         "dtype": utils.PRECISIONS[settings.precision],
     }
+    common |= {"rank": distributed.rank(), "world_size": distributed.world_size()}
     split = data.load(settings.source, directory, settings.train_split)
     train = data.Loader(split, recipe.batch_size, augmentation=augmentation, shuffle=True, **common)
     if settings.eval_split == "none":
         return train, None, None
     split = data.load(settings.source, directory, settings.eval_split)
-    size = min(EVALUATION_BATCH, len(split))
+    size = min(EVALUATION_BATCH * distributed.world_size(), len(split))
     return train, data.Loader(split, size, augmentation=None, shuffle=False, **common), split
 
 
 def build_run(settings: Settings, device: torch.device, steps_per_epoch: int) -> Run:
     model = models.build(settings.model, **settings.config)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = distributed.wrap(model.to(device, memory_format=torch.channels_last), device)
     optimizer = recipes.build_optimizer(model, settings.recipe)
     scaled = settings.precision == "fp16"
     return Run(
@@ -204,10 +211,10 @@ def build_run(settings: Settings, device: torch.device, steps_per_epoch: int) ->
         model=model,
         optimizer=optimizer,
         scheduler=recipes.build_scheduler(optimizer, settings.recipe, steps_per_epoch),
-        ema=recipes.build_ema(model, settings.recipe),
+        ema=recipes.build_ema(utils.unwrap(model), settings.recipe),
         scaler=GradScaler(device.type, enabled=scaled),
         device=device,
-        metrics=engine.RunningMetrics(device),
+        metrics=engine.RunningMetrics(device, distributed.total),
     )
 
 
@@ -247,6 +254,7 @@ def train_one_epoch(run: Run, loader: data.Loader, monitor: Monitor) -> engine.M
             run.metrics,
             label_smoothing=run.settings.recipe.label_smoothing,
             precision=utils.PRECISIONS[run.settings.precision],
+            weights=loader.weights(),
             after_step=monitor,
         )
         monitor.check(metrics.loss)
@@ -277,9 +285,15 @@ def evaluate(
 ) -> engine.Evaluation | None:
     if loader is None:
         return None
-    batches = interruption.watch(loader)
+    # Of a very short batch this process may have no image, and not every layer takes none.
+    batches = (batch for batch in interruption.watch(loader) if len(batch[1]))
     precision = utils.PRECISIONS[run.settings.precision]
-    return engine.evaluate(run.scored, batches, precision=precision)
+    own = engine.evaluate(run.scored, batches, precision=precision)
+    # Each process classified a part of every batch: back to the order of the split.
+    order = torch.arange(loader.images)
+    places = torch.cat([order[loader.part(batch)] for batch in range(len(loader))])
+    logits, labels = (distributed.merge(x, places, len(order)) for x in (own.logits, own.labels))
+    return engine.Evaluation(logits, labels)
 
 
 def train_to_the_end(
@@ -318,9 +332,10 @@ def train(
     run: Run, loader: data.Loader, eval_loader: data.Loader | None, saver: Saver
 ) -> engine.Evaluation | None:
     """Train to the last epoch; where SIGINT or SIGTERM comes before, save and raise Interrupted."""
-    if run.history:  # a kill may have come between the last checkpoint and its row
+    if run.history and distributed.is_main():
+        # A kill may have come between the last checkpoint and its row.
         utils.write_history(saver.output / "history.csv", run.history)
-    with utils.Interruption() as interruption:
+    with utils.Interruption(agree=distributed.highest) as interruption:
         try:
             return train_to_the_end(run, loader, eval_loader, saver, interruption)
         except utils.Interrupted:
@@ -375,49 +390,97 @@ def resume_command(given: dict[str, Any], output: Path) -> str:
     for name in UNSETTLED:
         if name in given:
             flags += ["--" + name.replace("_", "-"), given[name]]
-    return shlex.join(["python", sys.argv[0], *map(str, flags)])
+    return shlex.join([*distributed.command(), sys.argv[0], *map(str, flags)])
 
 
-def main(argv: list[str] | None = None) -> None:
-    given = parse_arguments(argv)
-    if given.get("summary"):
-        utils.print_summary(models.build(given.get("model", models.names()[0])), IMAGE_SIZE)
-        return
-    device = utils.pick_device(given.get("device", "auto"))
+@dataclass(frozen=True)
+class Plan:
+    """What the flags and the files say that is to be done.
+
+    Attributes:
+        resumed: the checkpoint to go on from that the user asked for, None for a new run.
+        source: the one that was intact, and `checkpoint` its content.
+    """
+
+    settings: Settings
+    output: Path
+    resumed: Path | None = None
+    source: Path | None = None
+    checkpoint: dict[str, Any] | None = None
+
+
+def make_plan(given: dict[str, Any], device: torch.device) -> Plan:
     resumed = find_resumed(given)
     if resumed is None:
-        checkpoint, source = None, None
         settings = new_settings(given, device)
-    else:
-        checkpoint, source = load_resumed(resumed)
-        settings = settings_of(checkpoint, given, source)
-        storage.rebuild(models.build, checkpoint, source)  # refuses weights of another network
-        utils.pick_precision(settings.precision, device)  # refuses what the device cannot do
+        return Plan(settings, output_folder(given, settings, None))
+    checkpoint, source = load_resumed(resumed)
+    settings = settings_of(checkpoint, given, source)
+    storage.rebuild(models.build, checkpoint, source)  # refuses weights of another network
+    return Plan(settings, output_folder(given, settings, resumed), resumed, source, checkpoint)
+
+
+def carry_out(plan: Plan, given: dict[str, Any], device: torch.device) -> None:
+    """Train, save and draw."""
+    settings, output = plan.settings, plan.output
+    utils.pick_precision(settings.precision, device)  # refuses what the device cannot do
     if settings.source == "sample":
         print(SAMPLE_WARNING, flush=True)
     directory = given.get("data_dir", data.DEFAULT_DIRECTORY)
     loader, eval_loader, _ = build_loaders(settings, directory, device)
-    output = output_folder(given, settings, resumed)
-    with storage.locked(output):
-        storage.claim(output, resumed, source)
+    is_main = distributed.is_main()
+    with storage.locked(output) if is_main else nullcontext():
+        if is_main:
+            storage.claim(output, plan.resumed, plan.source)
         utils.seed_everything(settings.seed)
         run = build_run(settings, device, len(loader))
-        utils.print_summary(models.build(settings.model, **settings.config), IMAGE_SIZE)
-        utils.write_json(output / "config.json", asdict(settings))
-        draw_augmentation(settings, loader, output)
-        if checkpoint is not None:  # last, for it restores the random state
-            resume(run, checkpoint, loader, source)
+        if is_main:
+            utils.print_summary(models.build(settings.model, **settings.config), IMAGE_SIZE)
+            utils.write_json(output / "config.json", asdict(settings))
+            draw_augmentation(settings, loader, output)
+        seed_dropout(settings.seed, 0)
+        if plan.checkpoint is not None:  # last, for it restores the random state
+            resume(run, plan.checkpoint, loader, plan.source)
         saver = Saver(run, output, given.get("checkpoint_minutes", CHECKPOINT_MINUTES))
         try:
             evaluation = train(run, loader, eval_loader, saver)
         except utils.Interrupted as interrupted:
             print(f"{interrupted}: all is saved; go on with\n{resume_command(given, output)}")
             sys.exit(interrupted.status)
-        storage.save_checkpoint(output / "weights.pt", run.weights())
-        draw(run, evaluation, output)
+        if is_main:
+            storage.save_checkpoint(output / "weights.pt", run.weights())
+            draw(run, evaluation, output)
     print(f"Weights, history and figures are in {output}")
     if settings.source == "sample":
         print(SAMPLE_WARNING)
+
+
+def work_together(given: dict[str, Any], device: torch.device) -> None:
+    """The whole training, by this process alone or with others."""
+    is_main = distributed.is_main()
+    with distributed.process_group(device):
+        # Files are read by one process, so that the others see no other state of them.
+        planned = distributed.broadcast(make_plan(given, device) if is_main else None)
+        try:
+            carry_out(planned, given, device)
+        except RuntimeError as error:
+            if not distributed.is_lost(error):
+                raise
+            raise utils.RunError(
+                "another process of this training ended; the last checkpoint, if there is one yet,"
+                f" is intact: go on with {resume_command(given, planned.output)}"
+            ) from error
+
+
+def main(argv: list[str] | None = None) -> None:
+    with distributed.one_voice():
+        with distributed.alike():
+            given = parse_arguments(argv)
+        if given.get("summary"):
+            utils.print_summary(models.build(given.get("model", models.names()[0])), IMAGE_SIZE)
+            return
+        device = distributed.pick_device(given.get("device", "auto"))
+        work_together(given, device)
 
 
 if __name__ == "__main__":

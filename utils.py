@@ -69,9 +69,14 @@ class Interruption:
     """While entered, SIGINT and SIGTERM wait until `check` is called, which raises Interrupted.
 
     A second SIGINT ends the process at once, as it would without this.
+
+    Args:
+        agree: where several processes have to stop at the same `check`, what turns the number of
+            the signal that this one received (0: none) into the one that all go by.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, agree: Callable[[int], float] = int) -> None:
+        self.agree = agree
         self.received: int | None = None
 
     def __enter__(self) -> "Interruption":
@@ -88,8 +93,9 @@ class Interruption:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def check(self) -> None:
-        if self.received is not None:
-            raise Interrupted(self.received)
+        number = int(self.agree(self.received or 0))
+        if number:
+            raise Interrupted(number)
 
     def watch(self, items: Iterable[T]) -> Iterator[T]:
         """The same items, with a `check` before each."""

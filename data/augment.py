@@ -138,10 +138,20 @@ class Loader:
     (seed, epoch), whatever the device: all random numbers of an epoch are drawn on the CPU before
     its first batch. For evaluation give `augmentation=None, shuffle=False`.
 
+    Of `world_size` processes that train together each has a loader with its own `rank`, and takes
+    its part of every batch: together the batch as it is with one process, in sizes that differ by
+    one at most (none is left for some, where the last batch is very short). Batch size, length and
+    `images` are those of the whole.
+
+    Of `world_size` processes that train together each has a loader, of its own `rank`, and takes
+    its part of every batch; all parts together are the batch, and their sizes differ by one at
+    most. Batch size, length and `images` are those of the whole.
+
     The split is copied to the device once, already padded when the augmentation crops (an image
     takes 3 kB, padded by 4 pixels 4.8 kB); `split` itself is not kept.
 
-    Raises DataError for a batch size below 1 or above the split's, and for a negative seed.
+    Raises DataError for a batch size below 1, below the number of processes or above the split's,
+    and for a negative seed.
     """
 
     def __init__(
@@ -156,6 +166,8 @@ class Loader:
         std: Sequence[float],
         dtype: torch.dtype,
         shuffle: bool,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         if batch_size < 1:
             raise DataError(f"batch size {batch_size}: choose 1 or more")
@@ -163,6 +175,11 @@ class Loader:
             raise DataError(
                 f"batch size {batch_size} is larger than the {split.name} split of {len(split)}"
                 " images: choose a smaller one"
+            )
+        if batch_size < world_size:
+            raise DataError(
+                f"batch size {batch_size} is smaller than the number of processes, {world_size}:"
+                " choose a larger one, or fewer processes"
             )
         if seed < 0:
             raise DataError(f"seed {seed}: choose 0 or more")
@@ -172,6 +189,8 @@ class Loader:
         self.device = torch.device(device)
         self.dtype = dtype
         self.shuffle = shuffle
+        self.rank = rank
+        self.world_size = world_size
         self.epoch = 0
         self.first_batch = 0
 
@@ -210,7 +229,27 @@ class Loader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         epoch = self._draw(self.epoch)
         for batch in range(self.first_batch, len(self)):
-            yield self._batch(epoch, slice(batch * self.batch_size, (batch + 1) * self.batch_size))
+            yield self._batch(epoch, self.part(batch))
+
+    def _whole(self, batch: int) -> tuple[int, int]:
+        """The first place of a batch in the order of the epoch, and its number of images."""
+        start = batch * self.batch_size
+        return start, min(self.batch_size, self.images - start)
+
+    def part(self, batch: int) -> slice:
+        """The places, in the order of the epoch, of the images that this process takes of a batch;
+        the larger parts are those of the first ranks."""
+        start, size = self._whole(batch)
+        first, end = (-(-size * rank // self.world_size) for rank in (self.rank, self.rank + 1))
+        return slice(start + first, start + end)
+
+    def weights(self) -> Iterator[float]:
+        """For each batch that iterating shows: what to multiply the mean loss of this part with,
+        so that the mean of the gradients over the processes is the gradient of the whole batch's
+        mean loss; 1 where all parts are equal."""
+        for batch in range(self.first_batch, len(self)):
+            part, (_, size) = self.part(batch), self._whole(batch)
+            yield (part.stop - part.start) * self.world_size / size
 
     def _draw(self, epoch: int) -> _Epoch:
         n, size, augmentation = len(self._labels), self._size, self.augmentation

@@ -1,0 +1,171 @@
+"""How training scales from one process to several under torchrun, on CPUs with a thread each.
+
+    python benchmarks/distributed.py --data-dir DIR
+
+takes the steps of the default recipe, with the same global batch, in one process and in several.
+`without communication` is as many processes that exchange nothing: what the machine itself gives,
+where processes share its memory and caches. The rest of the way to the ideal is what communication
+costs. On a machine with GPUs (`--device cuda`) each process takes one.
+"""
+
+import argparse
+import functools
+import json
+import os
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also when run as a file
+
+import data
+import distributed
+import engine
+import models
+import train
+import utils
+from benchmarks import common
+from benchmarks.common import Row
+from recipe import RECIPES
+
+MODEL = models.names()[0]
+STEPS = 16
+ENOUGH = 1.7  # times the images a second with two processes
+
+
+def build_run(split: data.Split, device: torch.device) -> tuple[train.Run, data.Loader]:
+    """This process's part of a training on `split`."""
+    precision = utils.pick_precision("auto", device)
+    settings = train.Settings(
+        model=MODEL,
+        config=models.config_dict(MODEL),
+        recipe=RECIPES[MODEL],
+        source=split.source,
+        eval_split="none",
+        precision=utils.precision_name(precision),
+        seed=0,
+    )
+    recipe = settings.recipe
+    loader = data.Loader(
+        split,
+        recipe.batch_size,
+        augmentation=data.Augmentation(
+            recipe.crop_padding, recipe.padding_mode, recipe.flip, recipe.cutout
+        ),
+        seed=0,
+        device=device,
+        mean=data.MEAN,
+        std=data.STD,
+        dtype=precision,
+        shuffle=True,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    utils.seed_everything(0)
+    return train.build_run(settings, device, len(loader)), loader
+
+
+def rate(split: data.Split, device: torch.device, steps: int, *, communicate: bool) -> float:
+    """Images a second of all processes together."""
+    run, loader = build_run(split, device)
+    model = run.model if communicate else utils.unwrap(run.model)
+    batches, weights = iter(loader), loader.weights()
+
+    def take(steps: int) -> None:
+        engine.train_epoch(
+            model,
+            islice(batches, steps),
+            run.optimizer,
+            run.scheduler,
+            run.ema,
+            run.scaler,
+            engine.RunningMetrics(device),
+            label_smoothing=run.settings.recipe.label_smoothing,
+            precision=utils.PRECISIONS[run.settings.precision],
+            weights=weights,
+        )
+        common.synchronize(device)
+
+    take(common.WARM_UP)
+    distributed.mean(0.0)  # all begin together, and the last one counts
+    start = time.perf_counter()
+    take(steps)
+    seconds = distributed.highest(time.perf_counter() - start)
+    return steps * loader.batch_size / seconds
+
+
+def work(args: argparse.Namespace) -> None:
+    """In each process: measure, and have the main one print the rate."""
+    with distributed.one_voice():
+        device = distributed.pick_device(args.device)
+        with distributed.process_group(device):
+            split = common.training_images(args.data_dir, "train+val", quick=args.quick)
+            steps = 2 if args.quick else STEPS
+            found = rate(split, device, steps, communicate=not args.silent)
+            print(json.dumps({"rate": found}))
+
+
+def start(args: argparse.Namespace, processes: int, *, silent: bool = False) -> float:
+    """The rate of that many processes.
+
+    Raises:
+        utils.RunError: they failed.
+    """
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    flags = ["--data-dir", args.data_dir.resolve(), "--device", args.device, "--work"]
+    flags += [flag for flag, on in (("--quick", args.quick), ("--silent", silent)) if on]
+    command = [sys.executable, *(launcher if processes > 1 else []), __file__, *flags]
+    process = subprocess.run(
+        [str(word) for word in command],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    if process.returncode != 0:
+        lines = [line for line in process.stderr.splitlines() if "error: " in line]
+        raise utils.RunError(f"{processes} processes failed: {lines[:1] or process.stderr[-300:]}")
+    return json.loads(process.stdout.splitlines()[-1])["rate"]
+
+
+def measure(args: argparse.Namespace) -> list[Row]:
+    many = args.processes
+    silent = f"{many} processes, without communication"
+    values = common.alternate(
+        {
+            "1 process": functools.partial(start, args, 1),
+            f"{many} processes": functools.partial(start, args, many),
+            silent: functools.partial(start, args, many, silent=True),
+        },
+        1 if args.quick else args.repetitions,
+    )
+    one = values["1 process"]
+    rows = [Row("training", name, rates, "images/s") for name, rates in values.items()]
+    target = ENOUGH if many == 2 else None
+    scaling = common.ratios(values[f"{many} processes"], one)
+    rows.append(Row("scaling", f"{many} processes", scaling, "times", at_least=target))
+    rows.append(Row("scaling", silent, common.ratios(values[silent], one), "times"))
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = common.parser(__doc__, "runs/distributed.json", 5)
+    parser.set_defaults(device="cpu")
+    add = parser.add_argument
+    add("--processes", type=int, default=2, metavar="N", help="(2)")
+    add("--work", action="store_true", help=argparse.SUPPRESS)
+    add("--silent", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.work:
+        work(args)
+        return
+    rows = measure(args)
+    device = utils.pick_device(args.device)
+    common.report(rows, args.output, device, quick=args.quick)
+
+
+if __name__ == "__main__":
+    utils.run_script(main)

@@ -1,0 +1,255 @@
+"""Several processes that train one network together; with one process, all of this does nothing.
+
+    torchrun --nproc-per-node=4 train.py ...
+
+starts them, and PyTorch's DistributedDataParallel (DDP) averages their gradients: over NCCL between
+GPUs, over Gloo between CPUs. What the processes tell one another besides (sums of metrics, signals,
+predictions) are a few numbers on the CPU, over Gloo. torchrun gives each process one thread
+(OMP_NUM_THREADS=1) unless that variable says otherwise.
+"""
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import utils
+
+T = TypeVar("T")
+WAIT = timedelta(minutes=30)  # for a process that downloads or draws, before it counts as lost
+LOST = ("peer", "Broken pipe", "process group")  # in what PyTorch says when another process ends
+
+
+def is_launched() -> bool:
+    """Whether torchrun started this process."""
+    return dist.is_available() and dist.is_torchelastic_launched()
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return int(os.environ["RANK"]) if is_launched() else 0
+
+
+def world_size() -> int:
+    return int(os.environ["WORLD_SIZE"]) if is_launched() else 1
+
+
+def is_main() -> bool:
+    """Whether this is the process that prints, draws and saves."""
+    return rank() == 0
+
+
+def command() -> list[str]:
+    """What starts a script as this one was started: python, or torchrun with its numbers."""
+    if not is_launched():
+        return ["python"]
+    machines = int(os.environ.get("GROUP_WORLD_SIZE", 1))
+    nodes = [f"--nnodes={machines}"] if machines > 1 else []
+    return ["torchrun", *nodes, f"--nproc-per-node={os.environ['LOCAL_WORLD_SIZE']}"]
+
+
+def pick_device(name: str) -> torch.device:
+    """As utils.pick_device; of several GPUs each process of a machine takes its own.
+
+    Raises:
+        utils.RunError: there is no such device, or not one for each process.
+    """
+    if not is_launched():
+        return utils.pick_device(name)
+    index, processes = int(os.environ["LOCAL_RANK"]), os.environ["LOCAL_WORLD_SIZE"]
+    gpus = torch.cuda.device_count()
+    if index < gpus:
+        torch.cuda.set_device(index)  # first, so that no process takes memory of another's GPU
+    device = utils.pick_device(name)
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda" or device.index is not None:
+        raise utils.RunError(
+            f"device {str(device)!r} under torchrun: choose cuda, of which each process takes its"
+            " own, or cpu"
+        )
+    if index >= gpus:
+        raise utils.RunError(
+            f"{processes} processes on a machine with {gpus} GPUs: choose"
+            f" --nproc-per-node={gpus}, or --device cpu"
+        )
+    return torch.device("cuda", index)
+
+
+# ------------------------------------------------------------------------- beginning and ending
+
+
+@contextmanager
+def one_voice() -> Iterator[None]:
+    """Of all processes, only the main one prints, and only the first that fails says why.
+
+    The others end with exit status 2 and say nothing: they failed alike, or because of it. torchrun
+    then ends the job.
+    """
+    if not is_launched():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere:
+        try:
+            with redirect_stdout(sys.stdout if is_main() else nowhere):
+                yield
+        except Exception:
+            if not _is_first_to_fail():
+                sys.exit(2)
+            raise
+
+
+@contextmanager
+def alike() -> Iterator[None]:
+    """Around what fails in all processes alike, with a message: only the main one says it."""
+    with open(os.devnull, "w") as nowhere, redirect_stderr(sys.stderr if is_main() else nowhere):
+        yield
+
+
+def _is_first_to_fail() -> bool:
+    """Asks torchrun's own store, which outlives every one of the processes."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10))
+        return store.add(f"failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1
+    except RuntimeError:
+        return True  # better twice than never
+
+
+def is_lost(error: RuntimeError) -> bool:
+    """Whether PyTorch raised `error` because another process ended."""
+    known = (dist.DistBackendError, dist.DistNetworkError) if is_launched() else ()
+    return is_launched() and (isinstance(error, known) or any(s in str(error) for s in LOST))
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Connect the processes for as long as it is entered."""
+    if not is_launched():
+        yield
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=WAIT)
+    try:
+        yield
+    except SystemExit:  # all end at the same step
+        dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()  # not after an error, when it would wait for the others
+
+
+# ------------------------------------------------------------------ what the processes exchange
+
+
+def broadcast(value: T | None) -> T:
+    """The main process's value, in each of them."""
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def gather(value: Any) -> list[Any]:
+    """The values of all processes, by rank, in each of them."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def merge(rows: Tensor, places: Tensor, total: int) -> Tensor:
+    """Put together, in each process, what the processes have: rows (n, ...) -> (total, ...).
+
+    `places` (n,) says where these rows belong; no two processes have the same place. Exact: each
+    number is added to zeros alone.
+    """
+    if not dist.is_initialized():
+        return rows
+    whole = rows.new_zeros(total, *rows.shape[1:])
+    whole[places] = rows
+    dist.all_reduce(whole)
+    return whole
+
+
+def _gather_numbers(values: list[float]) -> Tensor:
+    """(world size, number of values), float64: counts stay exact."""
+    own = torch.tensor([values], dtype=torch.float64)
+    return merge(own, torch.tensor([rank()]), world_size())
+
+
+def total(values: list[float]) -> list[float]:
+    """The sums over all processes, added up by rank, so that all get the same bits."""
+    return _gather_numbers(values).sum(0).tolist() if dist.is_initialized() else values
+
+
+def mean(value: float) -> float:
+    return total([value])[0] / world_size()
+
+
+def highest(value: float) -> float:
+    return float(_gather_numbers([value]).max()) if dist.is_initialized() else value
+
+
+# ------------------------------------------------------------------------------------ the network
+
+
+class DataParallel(DistributedDataParallel):
+    """DDP with what it lacks here: BatchNorm's statistics agree after each forward pass, and a
+    process may have no image of a batch.
+
+    On GPUs BatchNorm becomes SyncBatchNorm, which normalises over the whole batch (its statistics
+    are those of one process). PyTorch has none for CPUs: there each process normalises its own
+    part, and the running statistics become the mean over the processes, weighted by their images.
+    DDP itself would spread the main process's statistics, and only before the next forward pass:
+    too late for the moving average and for a checkpoint.
+
+    Without an image a process computes on a blank one, whose result is dropped: its gradients are
+    zeros, and DDP and SyncBatchNorm, which wait for every process, are served. SyncBatchNorm then
+    counts the blank image; it is one of the last batch of an epoch, and only where that has fewer
+    images than there are processes.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        on_gpu = device.type == "cuda"
+        if on_gpu:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            # Newer versions call it `forward_sync_buffers`.
+            super().__init__(
+                model, device_ids=[device] if on_gpu else None, broadcast_buffers=False
+            )
+        self.averaged = [] if on_gpu else [b for b in model.buffers() if b.is_floating_point()]
+
+    def forward(self, images: Tensor) -> Tensor:
+        count = len(images)
+        if count == 0:
+            images = images.new_zeros(1, *images.shape[1:])
+        logits = super().forward(images)[:count]
+        if self.training and self.averaged:
+            self._average_buffers(count)
+        return logits
+
+    def _average_buffers(self, count: int) -> None:
+        numbers = [buffer.double().flatten() for buffer in self.averaged]
+        sums = count * torch.cat([*numbers, torch.ones(1, dtype=torch.float64)])
+        dist.all_reduce(sums)
+        means = (sums[:-1] / sums[-1]).split([buffer.numel() for buffer in self.averaged])
+        for buffer, average in zip(self.averaged, means, strict=True):
+            # Through .data: backward has them among what it saved, but does not read them in
+            # training, so that it need not notice.
+            buffer.data.copy_(average.view_as(buffer))
+
+
+def wrap(model: nn.Module, device: torch.device) -> nn.Module:
+    """The network that trains with those of the other processes; utils.unwrap undoes it."""
+    return DataParallel(model, device) if dist.is_initialized() else model
