@@ -143,10 +143,6 @@ class Loader:
     one at most (none is left for some, where the last batch is very short). Batch size, length and
     `images` are those of the whole.
 
-    Of `world_size` processes that train together each has a loader, of its own `rank`, and takes
-    its part of every batch; all parts together are the batch, and their sizes differ by one at
-    most. Batch size, length and `images` are those of the whole.
-
     The split is copied to the device once, already padded when the augmentation crops (an image
     takes 3 kB, padded by 4 pixels 4.8 kB); `split` itself is not kept.
 
