@@ -100,9 +100,7 @@ class Run:
 
         The moving average is lost with them, and what is lost once stays lost.
         """
-        return bool(
-            torch.stack([t.isfinite().all() for t in self.model.state_dict().values()]).all()
-        )
+        return utils.is_finite(self.model)
 
     def weights(self) -> dict[str, Any]:
         """The released form: what rebuilds and describes the network, nothing of the training."""

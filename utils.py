@@ -237,6 +237,11 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def is_finite(model: nn.Module) -> bool:
+    """Whether no weight and no buffer is infinite or not a number; waits for the device once."""
+    return bool(torch.stack([t.isfinite().all() for t in model.state_dict().values()]).all())
+
+
 def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     """Multiply-accumulates of one image (C, H, W), by PyTorch's flop counter: convolutions and
     matrix products, which it counts as two operations each."""

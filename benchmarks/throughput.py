@@ -152,13 +152,14 @@ def measure_data(conditions: Conditions) -> list[Row]:
     return rows
 
 
-def progress(device: torch.device) -> Callable[[Tensor], None]:
-    """What train.py does after a step: the loss goes to a progress bar, here one that nobody sees;
-    on an accelerator, where looking at it means waiting, that of every 50th step."""
+def progress(model: nn.Module, device: torch.device) -> Callable[[Tensor], None]:
+    """What train.py does after a step: the weights are checked and the loss goes to a progress bar,
+    here one that nobody sees; on an accelerator, where looking means waiting, every 50th step."""
     bar = tqdm(file=io.StringIO())
 
     def after_step(loss: Tensor) -> None:
         if device.type == "cpu" or bar.n % 50 == 0:
+            utils.is_finite(model)
             bar.set_description_str(f"loss={loss.item():.4f} batch_id={bar.n}", refresh=False)
         bar.update()
 
@@ -176,7 +177,7 @@ def training_rows(name: str, conditions: Conditions) -> list[Row]:
     model = models.build(name).to(device)
     optimizer = reference.build_optimizer(model, 0)
     reference_loader = reference.build_loader(split, device, batch_size=size)
-    after_step = progress(device)
+    after_step = progress(trained.model, device)
 
     def ours_a_second() -> float:
         return conditions.images_per_second(
@@ -243,7 +244,7 @@ def shares_of_a_step(trained: ours.Training, device: torch.device, steps: int) -
     metrics = engine.RunningMetrics(device)
     metrics.update = recorded("statistics", metrics.update, device)
     metrics.compute = recorded("statistics", metrics.compute, device)
-    after_step = recorded("logging", progress(device), device)
+    after_step = recorded("logging", progress(trained.model, device), device)
     iterator = common.endless(trained.loader)
     trained.train(islice(iterator, common.WARM_UP))
     batches = islice(iterator, steps)
