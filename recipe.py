@@ -3,9 +3,12 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
+import torch
 from torch import nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -14,7 +17,7 @@ class RecipeError(Exception):
     """A recipe that cannot be followed."""
 
 
-OPTIMIZERS = ("sgd", "adamw")
+OPTIMIZERS = ("sgd", "adamw", "muon")
 SCHEDULES = ("linear", "cosine", "steps")
 
 
@@ -25,13 +28,15 @@ class Recipe:
     Attributes:
         epochs: passes over the training images.
         batch_size: images a step.
-        optimizer: "sgd" (with `momentum`, by Nesterov where `nesterov`) or "adamw".
+        optimizer: "sgd" (with `momentum`, by Nesterov where `nesterov`), "adamw", or "muon" on the
+            pointwise convolutions with "sgd" on the rest.
         learning_rate: the highest of the schedule.
         schedule: after the warm-up "linear" or "cosine" to 0, or "steps": see `milestones`.
         warmup: fraction of the steps in which the learning rate rises linearly to its peak.
         milestones: for "steps", a row a change: (fraction of the epochs, factor on the learning
             rate, momentum). The optimizer's state starts anew at each.
         weight_decay: on convolution and linear kernels only, never on norms and biases.
+        muon_weight_decay: what takes its place on the kernels that Muon trains.
         label_smoothing: share of the target spread evenly over the classes.
         ema_decay: of the moving average of the weights that is scored and saved; 0 is without.
         crop_padding: pixels around the image before the random crop; 0 is without.
@@ -50,6 +55,7 @@ class Recipe:
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 0.0
+    muon_weight_decay: float = 0.0
     label_smoothing: float = 0.0
     ema_decay: float = 0.0
     crop_padding: int = 4
@@ -68,6 +74,7 @@ class Recipe:
             "warmup": 0 <= self.warmup < 1,
             "momentum": 0 <= self.momentum < 1,
             "weight_decay": 0 <= self.weight_decay < math.inf,
+            "muon_weight_decay": 0 <= self.muon_weight_decay < math.inf,
             "label_smoothing": 0 <= self.label_smoothing < 1,
             "ema_decay": 0 <= self.ema_decay < 1,
         }
@@ -89,36 +96,86 @@ RECIPES = {
         padding_mode="zeros",
     ),
     "under100k": Recipe(
-        epochs=50,
-        batch_size=256,
-        optimizer="sgd",
-        learning_rate=0.4,
+        epochs=45,
+        batch_size=128,
+        optimizer="muon",
+        learning_rate=0.1,
         schedule="linear",
         warmup=0.2,
         weight_decay=5e-4,
+        muon_weight_decay=0.02,
         label_smoothing=0.1,
-        ema_decay=0.995,
+        ema_decay=0.998,
         flip="alternating",
         cutout=8,
     ),
 }
 
 
-def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
-    """The recipe's optimizer, in PyTorch's fused form, over two groups: kernels, and the rest."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
+class ChainedOptimizer(Optimizer):
+    """Several optimizers, each with parameters of its own, as one: its parameter groups and its
+    state are theirs, so that one schedule, one checkpoint and one `step` serve them all."""
+
+    def __init__(self, *optimizers: Optimizer) -> None:
+        self.optimizers = optimizers
+        super().__init__([group for o in optimizers for group in o.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        groups = iter(self.param_groups)
+        for optimizer in self.optimizers:
+            optimizer.param_groups = list(islice(groups, len(optimizer.param_groups)))
+            optimizer.state = self.state
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)  # which makes new groups and a new state
+        self._share()
+
+
+def _groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Kernels, whose weights decay, and the rest, whose do not."""
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
+    """The recipe's optimizer, in PyTorch's fused form where it has one.
+
+    Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon) makes every singular value of a
+    matrix's step equal, so that it learns in all directions at once. Here the matrices are the
+    kernels of the pointwise convolutions.
+
+    Raises:
+        RecipeError: Muon is asked for, and the network has no such kernel.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    rate = recipe.learning_rate
     if recipe.optimizer == "adamw":
-        return AdamW(groups, lr=recipe.learning_rate, fused=True)
-    return SGD(
-        groups,
-        lr=recipe.learning_rate,
+        return AdamW(_groups(parameters, recipe.weight_decay), lr=rate, fused=True)
+    convolutions = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
+    matrices = [p for p in convolutions if p.ndim == 2 and recipe.optimizer == "muon"]
+    taken = set(map(id, matrices))
+    sgd = SGD(
+        _groups([p for p in parameters if id(p) not in taken], recipe.weight_decay),
+        lr=rate,
         momentum=recipe.momentum,
         nesterov=recipe.nesterov and recipe.momentum > 0,  # the same without any, but refused
         fused=True,
+    )
+    if recipe.optimizer == "sgd":
+        return sgd
+    if not matrices:
+        raise RecipeError("muon is for networks with pointwise convolutions: choose sgd or adamw")
+    decay = recipe.muon_weight_decay
+    return ChainedOptimizer(
+        Muon(matrices, lr=rate, momentum=recipe.momentum, weight_decay=decay), sgd
     )
 
 

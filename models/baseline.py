@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 
@@ -10,8 +11,25 @@ class BaselineConfig:
     """The baseline has nothing to choose."""
 
 
+class Dropout(nn.Dropout):
+    """nn.Dropout, whose Bernoulli draws take a third of the baseline's training step on a CPU.
+    There, one random 64-bit word decides over four elements, with 16 bits each: a third of the
+    time, and a probability that is right to 1 / 131072.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or x.device.type != "cpu":
+            return super().forward(x)
+        lowest = round(2**16 * self.p) - 2**15
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        mask = torch.empty_like(x)  # dense, in the memory format of x
+        flat = mask.as_strided((x.numel(),), (1,))
+        torch.ge(words.view(torch.int16)[: x.numel()], lowest, out=flat)
+        return x * mask.mul_(1 / (1 - self.p))
+
+
 def _activation(channels: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(nn.ReLU(), nn.BatchNorm2d(channels), nn.Dropout(dropout))
+    return nn.Sequential(nn.ReLU(), nn.BatchNorm2d(channels), Dropout(dropout))
 
 
 class Baseline(nn.Module):

@@ -1,7 +1,7 @@
 """The building blocks of the networks: one small module an idea.
 
-All of them map (N, C, H, W) to (N, C', H', W') and keep the memory format of their input; every
-convolution is followed by a BatchNorm, so none has a bias.
+All of them map (N, C, H, W) to (N, C', H', W') and keep the memory format of their input. A
+convolution has a bias only where no BatchNorm follows.
 """
 
 import torch
@@ -25,9 +25,11 @@ def global_average(x: Tensor) -> Tensor:
     """(N, C, H, W) -> the mean of each channel, (N, C).
 
     Over the middle dimension of (N, H * W, C): on channels_last tensors in half precision several
-    times faster on a CPU than a mean over two dimensions.
+    times faster on a CPU than a mean over two dimensions. Mixed precision would first make a float32
+    copy of x, which the sum within `mean` does not need to be exact.
     """
-    return x.permute(0, 2, 3, 1).flatten(1, 2).mean(1)
+    with torch.autocast(x.device.type, enabled=False):
+        return x.permute(0, 2, 3, 1).flatten(1, 2).mean(1)
 
 
 def phases(x: Tensor, dilation: int) -> Tensor:
@@ -50,19 +52,10 @@ def merge_phases(x: Tensor, dilation: int) -> Tensor:
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """Depthwise 3x3 convolution, one filter a channel, that keeps height and width."""
+    """Depthwise 3x3 convolution, one filter a channel, that keeps height and width.
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, channels, 3, padding=1, groups=channels, bias=False)
-
-
-class DilatedDepthwiseConv2d(nn.Conv2d):
-    """Depthwise 3x3 convolution with holes: `dilation` pixels between its taps (Yu & Koltun 2016,
-    arXiv:1511.07122). Nine weights a channel see a square of 2 * dilation + 1 pixels.
-
-    A dilated depthwise convolution equals a plain one on each of the dilation^2 phases of the
-    image. On a CPU, PyTorch's backward of the former is several times slower than of the latter,
-    two reorderings included, so training takes that way there; the result is the same.
+    Its taps are `dilation` pixels apart (Yu & Koltun 2016, arXiv:1511.07122): nine weights a
+    channel see a square of 2 * dilation + 1 pixels.
     """
 
     def __init__(self, channels: int, dilation: int) -> None:
@@ -70,51 +63,54 @@ class DilatedDepthwiseConv2d(nn.Conv2d):
             channels, channels, 3, padding=dilation, dilation=dilation, groups=channels, bias=False
         )
 
+    def forward(self, x: Tensor, step: int = 1) -> Tensor:
+        """`x` in `phases(..., step)`, where taps that are `dilation` apart are closer by `step`."""
+        spread = self.dilation[0] // step
+        return F.conv2d(x, self.weight, padding=spread, dilation=spread, groups=self.groups)
+
+
+class PointwiseConv2d(nn.Conv2d):
+    """1x1 convolution whose weight is a matrix (C', C), which is what Muon trains (recipe.py)."""
+
+    def __init__(
+        self, channels: int, out_channels: int, *, groups: int = 1, bias: bool = False
+    ) -> None:
+        super().__init__(channels, out_channels, 1, groups=groups, bias=bias)
+        self.weight = nn.Parameter(self.weight.detach().flatten(1))
+
     def forward(self, x: Tensor) -> Tensor:
-        (dilation, _), (height, width) = self.dilation, x.shape[2:]
-        divisible = height % dilation == 0 and width % dilation == 0
-        if x.device.type != "cpu" or not torch.is_grad_enabled() or not divisible:
-            return super().forward(x)
-        y = F.conv2d(phases(x, dilation), self.weight, padding=1, groups=self.groups)
-        return merge_phases(y, dilation)
+        return F.conv2d(x, self.weight[:, :, None, None], self.bias, groups=self.groups)
 
 
 class DepthwiseSeparableConv2d(nn.Module):
-    """Depthwise 3x3, then pointwise 1x1 convolution, each normalised (Howard et al. 2017,
-    MobileNets, arXiv:1704.04861): 9 C + C C' weights instead of 9 C C'.
+    """Depthwise 3x3, norm, pointwise 1x1 convolution (Howard et al. 2017, MobileNets,
+    arXiv:1704.04861): 9 C + C C' weights instead of 9 C C'."""
 
-    Args:
-        dilation: of the depthwise convolution; 1 is a plain one.
-        zero: start the last norm's scale at 0, for the end of a residual branch.
-    """
-
-    def __init__(self, channels: int, out_channels: int, *, dilation: int, zero: bool) -> None:
+    def __init__(self, channels: int, out_channels: int, dilation: int) -> None:
         super().__init__()
-        self.dwconv = (
-            DepthwiseConv2d(channels)
-            if dilation == 1
-            else DilatedDepthwiseConv2d(channels, dilation)
-        )
-        self.norm1 = batch_norm(channels)
-        self.pwconv = nn.Conv2d(channels, out_channels, 1, bias=False)
-        self.norm2 = batch_norm(out_channels, zero=zero)
+        self.dwconv = DepthwiseConv2d(channels, dilation)
+        self.norm = batch_norm(channels)
+        self.pwconv = PointwiseConv2d(channels, out_channels, bias=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm2(self.pwconv(F.relu(self.norm1(self.dwconv(x)), inplace=True)))
+    def forward(self, x: Tensor, step: int = 1) -> Tensor:
+        """As in DepthwiseConv2d."""
+        return self.pwconv(self.norm(self.dwconv(x, step)))
 
 
 class OrdinaryConv2d(nn.Module):
-    """Ordinary 3x3 convolution and BatchNorm: what the depthwise-separable one replaces."""
+    """Ordinary 3x3 convolution and norm: what the depthwise-separable one replaces."""
 
-    def __init__(self, channels: int, out_channels: int, *, dilation: int, zero: bool) -> None:
+    def __init__(self, channels: int, out_channels: int, dilation: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(
             channels, out_channels, 3, padding=dilation, dilation=dilation, bias=False
         )
-        self.norm = batch_norm(out_channels, zero=zero)
+        self.norm = batch_norm(out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x))
+    def forward(self, x: Tensor, step: int = 1) -> Tensor:
+        """As in DepthwiseConv2d."""
+        spread = self.conv.dilation[0] // step
+        return self.norm(F.conv2d(x, self.conv.weight, padding=spread, dilation=spread))
 
 
 class EfficientChannelAttention(nn.Module):
@@ -126,32 +122,68 @@ class EfficientChannelAttention(nn.Module):
         super().__init__()
         self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
 
-    def gate(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the scale of each channel, (N, C, 1, 1), between 0 and 1."""
-        averages = global_average(x)
+    def gate(self, x: Tensor, step: int = 1) -> Tensor:
+        """(N, C, H, W) -> the scale of each channel, (N, C, 1, 1), between 0 and 1.
+
+        Of an image in `phases(..., step)`, all have the same.
+        """
+        averages = global_average(x).unflatten(0, (-1, step**2)).mean(1)
         # A few thousand numbers: float32 costs nothing, and half precision is slow here on a CPU.
         with torch.autocast(x.device.type, enabled=False):
-            gate = self.conv(averages[:, None].float()).sigmoid()
-        return gate.to(x.dtype)[:, 0, :, None, None]
+            gate = self.conv(averages[:, None].to(self.conv.weight.dtype)).sigmoid()
+        return gate.to(x.dtype)[:, 0, :, None, None].repeat_interleave(step**2, 0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gate(x)
+    def forward(self, x: Tensor, step: int = 1) -> Tensor:
+        return x * self.gate(x, step)
 
 
 class ResidualBlock(nn.Module):
-    """x + attention(convolution(x)), with nothing after the sum: the stream of sums stays linear,
-    as between the bottlenecks of MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381).
+    """x + attention(norm(project(relu(convolution(x))))).
 
-    `convolution` keeps the shape and ends in a BatchNorm; `attention` keeps the shape.
+    Nothing comes after the sum: the stream of sums stays linear, as between the bottlenecks of
+    MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381). With a depthwise-separable convolution the
+    layers are in the order of ConvNeXt's (Liu et al. 2022, arXiv:2201.03545): one activation,
+    between two pointwise layers.
+
+    Args:
+        convolution: (N, channels, H, W) -> (N, hidden, H, W).
+        attention: keeps the shape; both take the step between the phases they are given.
     """
 
-    def __init__(self, convolution: nn.Module, attention: nn.Module) -> None:
+    def __init__(
+        self, convolution: nn.Module, hidden: int, channels: int, attention: nn.Module | None
+    ) -> None:
         super().__init__()
         self.convolution = convolution
+        self.project = PointwiseConv2d(hidden, channels)
+        self.norm = batch_norm(channels, zero=True)
         self.attention = attention
 
+    def forward(self, x: Tensor, step: int = 1) -> Tensor:
+        y = self.norm(self.project(F.relu(self.convolution(x, step), inplace=True)))
+        return x + (y if self.attention is None else self.attention(y, step))
+
+
+class Stage(nn.Sequential):
+    """Residual blocks that all dilate their convolutions by `dilation`.
+
+    A dilated convolution equals a plain one on each of the dilation^2 phases of the image, and all
+    else in a block treats every pixel alike. On a CPU, PyTorch's backward of a dilated depthwise
+    convolution is many times slower than of a plain one, so training reorders the pixels once for
+    the whole stage there; the result is the same.
+    """
+
+    def __init__(self, dilation: int, *blocks: ResidualBlock) -> None:
+        super().__init__(*blocks)
+        self.dilation = dilation
+
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.attention(self.convolution(x))
+        divisible = x.shape[2] % self.dilation == 0 and x.shape[3] % self.dilation == 0
+        step = self.dilation if self.training and x.device.type == "cpu" and divisible else 1
+        x = phases(x, step) if step > 1 else x
+        for block in self:
+            x = block(x, step)
+        return merge_phases(x, step) if step > 1 else x
 
 
 class UnshuffleDown(nn.Module):
@@ -164,11 +196,15 @@ class UnshuffleDown(nn.Module):
     def __init__(self, channels: int, out_channels: int, *, groups: int = 1) -> None:
         super().__init__()
         self.unshuffle = nn.PixelUnshuffle(2)
-        self.pwconv = nn.Conv2d(4 * channels, out_channels, 1, groups=groups, bias=False)
+        self.pwconv = PointwiseConv2d(4 * channels, out_channels, groups=groups)
         self.norm = batch_norm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.norm(self.pwconv(self.unshuffle(x))), inplace=True)
+        if not self.training or x.device.type != "cpu":
+            return self.norm(self.pwconv(self.unshuffle(x)))
+        # The same as a 2x2 convolution with stride 2, which on a CPU takes half the time.
+        weight = self.pwconv.weight.view(self.norm.num_features, -1, 2, 2)
+        return self.norm(F.conv2d(x, weight, stride=2, groups=self.pwconv.groups))
 
 
 class MaxPoolDown(nn.Module):
@@ -176,11 +212,11 @@ class MaxPoolDown(nn.Module):
 
     def __init__(self, channels: int, out_channels: int, *, groups: int = 1) -> None:
         super().__init__()
-        self.pwconv = nn.Conv2d(channels, out_channels, 1, groups=groups, bias=False)
+        self.pwconv = PointwiseConv2d(channels, out_channels, groups=groups)
         self.norm = batch_norm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.norm(self.pwconv(F.max_pool2d(x, 2))), inplace=True)
+        return self.norm(self.pwconv(F.max_pool2d(x, 2)))
 
 
 class TransposedUp(nn.Module):
@@ -194,19 +230,39 @@ class TransposedUp(nn.Module):
         self.upconv = nn.ConvTranspose2d(
             channels, out_channels, 2, stride=2, groups=groups, bias=False
         )
-        self.norm = batch_norm(out_channels)
+        self.norm = batch_norm(out_channels, zero=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.upconv(x))
 
 
 class NearestUp(nn.Module):
-    """Double height and width by repeating pixels, after a 1x1 convolution in groups."""
+    """Double height and width by repeating pixels, after a 1x1 convolution in groups.
+
+    (N, C, H, W) -> (N, C', 2 H, 2 W).
+    """
 
     def __init__(self, channels: int, out_channels: int, *, groups: int) -> None:
         super().__init__()
-        self.pwconv = nn.Conv2d(channels, out_channels, 1, groups=groups, bias=False)
-        self.norm = batch_norm(out_channels)
+        self.pwconv = PointwiseConv2d(channels, out_channels, groups=groups)
+        self.norm = batch_norm(out_channels, zero=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.interpolate(self.norm(self.pwconv(x)), scale_factor=2, mode="nearest")
+
+
+class Hourglass(nn.Module):
+    """x + up(body(down(x))): a residual branch that looks at the image from twice as far.
+
+    `down` halves height and width, `body` keeps them, `up` doubles them and ends in a norm whose
+    scale starts at 0.
+    """
+
+    def __init__(self, down: nn.Module, body: nn.Module, up: nn.Module) -> None:
+        super().__init__()
+        self.down = down
+        self.body = body
+        self.up = up
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.up(self.body(self.down(x)))

@@ -1,18 +1,18 @@
-"""The default network: residual depthwise-separable blocks on three scales, under 100k weights."""
+"""The default network: residual depthwise-separable blocks, most of them at 16x16 pixels."""
 
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.blocks import (
     DepthwiseSeparableConv2d,
     EfficientChannelAttention,
+    Hourglass,
     MaxPoolDown,
     NearestUp,
     OrdinaryConv2d,
     ResidualBlock,
+    Stage,
     TransposedUp,
     UnshuffleDown,
     batch_norm,
@@ -25,19 +25,21 @@ class Under100kConfig:
     """What rebuilds the network; each of the five switches leaves out one operation.
 
     Attributes:
-        widths: channels at 32x32, 16x16 and 8x8 pixels.
-        depths: residual blocks on each of these scales.
+        widths: channels at 32x32 and at 16x16 pixels.
+        hidden: channels between the two pointwise layers of a block, on these scales.
+        depths: residual blocks at 32x32, then at 16x16 with dilation 1, 2 and 4.
         separable: depthwise-separable convolutions; False: ordinary 3x3 ones, which take many
-            times the parameters, so choose smaller `widths`.
-        dilated: every second block below 32x32 dilates its convolution; False: none does.
-        transposed: the coarse scale comes back up through a transposed convolution; False: through
-            a 1x1 convolution and repeated pixels.
+            times the parameters, so choose a smaller `hidden`.
+        dilated: blocks dilate their convolutions; False: none does.
+        transposed: the hourglass comes back up through a transposed convolution; False: through a
+            1x1 convolution and repeated pixels.
         unshuffle: resolution is halved by pixel unshuffle; False: by max pooling.
-        attention: channel attention ends each residual branch at 8x8; False: nothing does.
+        attention: channel attention on the last block of each stage at 16x16; False: on none.
     """
 
-    widths: tuple[int, int, int] = (32, 64, 128)
-    depths: tuple[int, int, int] = (1, 6, 2)
+    widths: tuple[int, int] = (32, 64)
+    hidden: tuple[int, int] = (64, 64)
+    depths: tuple[int, int, int, int] = (2, 3, 2, 2)
     separable: bool = True
     dilated: bool = True
     transposed: bool = True
@@ -45,68 +47,65 @@ class Under100kConfig:
     attention: bool = True
 
 
+GROUPS = 8  # of the hourglass's ways down and up
+
+
 class Under100k(nn.Module):
     """Images (N, 3, 32, 32) -> logits (N, 10).
 
-        image  3 x 32 x 32
-        stem   3x3 convolution               32 x 32 x 32
-        stage1 residual blocks, unshuffle -> 64 x 16 x 16
-        stage2 residual blocks               64 x 16 x 16  = fine
-        stage3 unshuffle, residual blocks   128 x  8 x  8  = coarse
-        fuse   fine + transposed(coarse), a residual block: 64 x 16 x 16
-        head   linear on the global averages of both scales
-
-    The residual blocks are depthwise separable, every second one dilated, those at 8x8 with
-    channel attention.
+    image      3 x 32 x 32
+    stem       3x3 convolution                                    32 x 32 x 32
+    fine       residual blocks                                    32 x 32 x 32
+    down       pixel unshuffle, 1x1                               64 x 16 x 16
+    near       residual blocks, dilation 1                        64 x 16 x 16
+    hourglass  pixel unshuffle, a block, transposed convolution   64 x 16 x 16
+    wide       residual blocks, dilation 2                        64 x 16 x 16
+    widest     residual blocks, dilation 4                        64 x 16 x 16
+    head       global average, linear
     """
 
     def __init__(self, config: Under100kConfig) -> None:
         super().__init__()
         self.config = config
-        fine, middle, coarse = config.widths
+        fine, coarse = config.widths
         down = UnshuffleDown if config.unshuffle else MaxPoolDown
         up = TransposedUp if config.transposed else NearestUp
         self.stem = nn.Sequential(
             nn.Conv2d(3, fine, 3, padding=1, bias=False), batch_norm(fine), nn.ReLU(inplace=True)
         )
-        self.stage1 = nn.Sequential(*self._blocks(fine, config.depths[0], dilated=False))
-        self.down1 = down(fine, middle, groups=1)
-        self.stage2 = nn.Sequential(*self._blocks(middle, config.depths[1], dilated=True))
-        self.down2 = down(middle, coarse, groups=4)
-        self.stage3 = nn.Sequential(
-            *self._blocks(coarse, config.depths[2], dilated=True, attention=True)
+        self.fine = self._stage(0, config.depths[0])
+        self.down = down(fine, coarse)
+        self.near = self._stage(1, config.depths[1])
+        self.hourglass = Hourglass(
+            down(coarse, coarse, groups=GROUPS),
+            self._stage(1, 1),
+            up(coarse, coarse, groups=GROUPS),
         )
-        self.up = up(coarse, middle, groups=4)
-        self.fuse = self._block(middle, dilation=1, attention=False)
-        self.fc = nn.Linear(middle + coarse, 10)
+        self.wide = self._stage(1, config.depths[2], dilation=2)
+        self.widest = self._stage(1, config.depths[3], dilation=4)
+        self.fc = nn.Linear(coarse, 10)
 
-    def _block(self, channels: int, *, dilation: int, attention: bool) -> ResidualBlock:
-        convolution = DepthwiseSeparableConv2d if self.config.separable else OrdinaryConv2d
-        return ResidualBlock(
-            convolution(channels, channels, dilation=dilation, zero=True),
-            EfficientChannelAttention() if attention else nn.Identity(),
-        )
-
-    def _blocks(
-        self, channels: int, depth: int, *, dilated: bool, attention: bool = False
-    ) -> list[ResidualBlock]:
-        """`depth` blocks, the second, fourth, ... of them dilated."""
-        return [
-            self._block(
+    def _stage(self, scale: int, depth: int, dilation: int = 1) -> Stage:
+        config = self.config
+        channels, hidden = config.widths[scale], config.hidden[scale]
+        convolution = DepthwiseSeparableConv2d if config.separable else OrdinaryConv2d
+        dilation = dilation if config.dilated else 1
+        attended = {depth - 1} if config.attention and scale == 1 else set()
+        blocks = [
+            ResidualBlock(
+                convolution(channels, hidden, dilation),
+                hidden,
                 channels,
-                dilation=2 if dilated and self.config.dilated and index % 2 else 1,
-                attention=attention and self.config.attention,
+                EfficientChannelAttention() if index in attended else None,
             )
             for index in range(depth)
         ]
+        return Stage(dilation, *blocks)
 
-    def forward_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 3, 32, 32) -> the fused fine scale (N, C2, 16, 16), the coarse (N, C3, 8, 8)."""
-        fine = self.stage2(self.down1(self.stage1(self.stem(x))))
-        coarse = self.stage3(self.down2(fine))
-        fused = self.fuse(F.relu(fine + self.up(coarse), inplace=True))
-        return fused, coarse
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(N, 3, 32, 32) -> (N, 64, 16, 16)."""
+        x = self.near(self.down(self.fine(self.stem(x))))
+        return self.widest(self.wide(self.hourglass(x)))
 
     def forward(self, x: Tensor) -> Tensor:
-        scales = self.forward_features(x)
-        return self.fc(torch.cat([global_average(scale) for scale in scales], 1))
+        return self.fc(global_average(self.forward_features(x)))

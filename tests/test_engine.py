@@ -239,7 +239,7 @@ def test_default_network_learns_64_images_by_heart():
     )
     model = models.build(models.names()[0])
     model = model.to(memory_format=torch.channels_last)
-    plan = recipe.Recipe(30, 16, "sgd", 0.2, "linear", warmup=0.2)
+    plan = recipe.Recipe(30, 16, "muon", 0.1, "linear", warmup=0.2)
     optimizer = recipe.build_optimizer(model, plan)
     scheduler = recipe.build_scheduler(optimizer, plan, len(loader))
     for epoch in range(plan.epochs):

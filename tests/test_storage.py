@@ -245,7 +245,7 @@ def test_a_network_is_rebuilt_from_its_checkpoint(tmp_path, content):
         {"state_dict": {}},
         {"state_dict": None},
         {"model": "under100k"},
-        {"model": "under100k", "config": {"widths": (4096, 4096, 4096), "depths": (4, 4, 4)}},
+        {"model": "under100k", "config": {"widths": (4096, 4096), "hidden": (8192, 8192)}},
         {"model": "under100k", "config": {"widths": "wide"}},
         {"model": "under100k", "config": {1: 2}},
     ],
