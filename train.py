@@ -41,7 +41,7 @@ RECIPE_FLAGS = [
 AUTO = Path("auto")
 CHECKPOINT_MINUTES = 5.0
 # What a run does not keep, so that the command that resumes it must say it again.
-UNSETTLED = ("data_dir", "device", "checkpoint_minutes")
+UNSETTLED = ("data_dir", "device", "compile", "checkpoint_minutes")
 
 
 def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
@@ -80,6 +80,7 @@ def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
     add = parser.add_argument_group("run").add_argument
     add("--device", help="auto, cpu, cuda, cuda:1, mps (auto)")
     add("--precision", choices=("auto", *utils.PRECISIONS), help="of the mixed precision (auto)")
+    add("--compile", action="store_true", help="torch.compile: a slow first epoch, for a GPU")
     add("--seed", type=int, metavar="N", help="of weights, order and augmentation (0)")
     add("--output", type=Path, metavar="DIR", help="folder of the run (runs/NETWORK-TIME)")
     add(
@@ -390,7 +391,8 @@ def resume_command(given: dict[str, Any], output: Path) -> str:
     flags = ["--resume", output / storage.LAST]
     for name in UNSETTLED:
         if name in given:
-            flags += ["--" + name.replace("_", "-"), given[name]]
+            value = [] if given[name] is True else [given[name]]
+            flags += ["--" + name.replace("_", "-"), *value]
     return shlex.join([*distributed.command(), sys.argv[0], *map(str, flags)])
 
 
@@ -435,6 +437,8 @@ def carry_out(plan: Plan, given: dict[str, Any], device: torch.device) -> None:
             storage.claim(output, plan.resumed, plan.source)
         utils.seed_everything(settings.seed)
         run = build_run(settings, device, len(loader))
+        if given.get("compile"):
+            run.model.compile(dynamic=False)  # an epoch's last batch has a size of its own
         if is_main:
             utils.print_summary(models.build(settings.model, **settings.config), IMAGE_SIZE)
             utils.write_json(output / "config.json", asdict(settings))

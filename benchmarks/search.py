@@ -2,6 +2,7 @@
 
     python benchmarks/search.py --minutes 5 --data-dir DIR [--only NAME ...] [--seeds 0 1]
     python benchmarks/search.py --epochs 20 --only full no_attention ... --seeds 0 1
+    python benchmarks/search.py --figure plots/ablation.png
 
 The budget is in minutes of training on this machine (the epochs that fit are measured first), or
 in epochs where only what is learned matters and not its speed. Every candidate goes through its
@@ -29,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also when run as
 import data
 import engine
 import models
+import plots
 import recipe as recipes
 import utils
 from train import Run, Settings, build_loaders, build_run
@@ -68,10 +70,10 @@ BUDGET = {"ema_decay": 0.98, "cutout": 0}
 # of parameters within 5 %.
 ABLATION = {
     "full": Candidate(),
-    "no_separable": Candidate({"separable": False, "hidden": (12, 12)}),
+    "no_separable": Candidate({"separable": False, "hidden": (16, 14)}),
     "no_dilated": Candidate({"dilated": False}),
     "no_transposed": Candidate({"transposed": False}),
-    "no_unshuffle": Candidate({"unshuffle": False}),
+    "no_unshuffle": Candidate({"unshuffle": False, "depths": (3, 3, 2, 2)}),
     "no_attention": Candidate({"attention": False}),
 }
 CANDIDATES = {
@@ -178,12 +180,34 @@ def append(row: dict[str, Any], path: Path) -> None:
         writer.writerow(row)
 
 
+def draw_ablation(table: Path, figure: Path) -> None:
+    """Draw the rows of the ablation that had the largest budget.
+
+    Raises:
+        utils.RunError: the table has none.
+    """
+    with open(table, newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["candidate"] in ABLATION]
+    if not rows:
+        raise utils.RunError(f"{table} has no row of the ablation: train some with --only")
+    epochs = max(int(row["epochs"]) for row in rows)
+    accuracies: dict[str, list[float]] = {}
+    for name in ABLATION:
+        found = [r for r in rows if r["candidate"] == name and int(r["epochs"]) == epochs]
+        if found:
+            label = f"{name.replace('_', ' ')} ({int(found[0]['parameters']):,} parameters)"
+            accuracies[label] = [float(row["val_accuracy"]) for row in found]
+    title = f"Without each operation: {epochs} epochs, validation split"
+    plots.ablation(accuracies, figure, title=title)
+
+
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = utils.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--figure", type=Path, metavar="FILE", help="draw the ablation, as a PNG")
     budget.add_argument("--minutes", type=float, metavar="X", help="of training a candidate")
     budget.add_argument("--epochs", type=int, metavar="N", help="of training a candidate")
     add("--only", nargs="+", choices=CANDIDATES, metavar="NAME", help=", ".join(CANDIDATES))
@@ -196,6 +220,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
+    if arguments.figure is not None:
+        draw_ablation(arguments.output, arguments.figure)
+        return
     device = utils.pick_device(arguments.device)
     for seed in arguments.seeds:
         for name in arguments.only or CANDIDATES:

@@ -51,8 +51,7 @@ def pad(images: Tensor, padding: int, mode: str) -> Tensor:
     """Widen images (N, C, H, W) by `padding` < H, W pixels a side; the result is channels_last.
 
     `mode` "zeros" leaves the border 0; "reflect" mirrors the image there without repeating its
-    edge. It fills the result in place, where a general padding of a whole split (and PyTorch has
-    none for uint8) would need several copies of it.
+    edge (PyTorch's own reflection takes no uint8).
     """
     n, c, h, w = images.shape
     padded = torch.zeros(
@@ -191,11 +190,7 @@ class Loader:
         self.first_batch = 0
 
         self._size = split.images.shape[-1]
-        self._images = pad(
-            split.images.to(self.device),
-            self.augmentation.crop_padding,
-            self.augmentation.padding_mode,
-        )
+        self._images = split.images.to(self.device, memory_format=torch.channels_last)
         self._labels = split.labels.to(self.device)
         # As large as an image and in its memory layout: broadcasting three numbers over
         # channels_last images would make the innermost loop three elements long.
@@ -275,6 +270,8 @@ class Loader:
         images = self._images.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
         augmentation = self.augmentation
         if augmentation.crop_padding:
+            # A batch at a time: padded, the whole split would take half as much memory again.
+            images = pad(images, augmentation.crop_padding, augmentation.padding_mode)
             images = crop(images, epoch.crop_top[part], epoch.crop_left[part], self._size)
         if augmentation.flip != "none":
             images = flip(images, epoch.flip[part])

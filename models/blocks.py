@@ -25,8 +25,8 @@ def global_average(x: Tensor) -> Tensor:
     """(N, C, H, W) -> the mean of each channel, (N, C).
 
     Over the middle dimension of (N, H * W, C): on channels_last tensors in half precision several
-    times faster on a CPU than a mean over two dimensions. Mixed precision would first make a float32
-    copy of x, which the sum within `mean` does not need to be exact.
+    times faster on a CPU than a mean over two dimensions. Mixed precision would make a float32 copy
+    of x first, which the sum within `mean` does not need to be exact.
     """
     with torch.autocast(x.device.type, enabled=False):
         return x.permute(0, 2, 3, 1).flatten(1, 2).mean(1)

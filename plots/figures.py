@@ -459,6 +459,77 @@ def time_to_accuracy(
         _save(figure, path)
 
 
+def ablation(
+    accuracies: Mapping[str, Sequence[float]], path: str | os.PathLike[str], *, title: str
+) -> None:
+    """Draw what training without each part of a network does to its accuracy, a row a variant.
+
+    accuracies: variant -> accuracies between 0 and 1, one a seed; the whole network comes first,
+        and a line marks its mean.
+    """
+    if not accuracies or not all(accuracies.values()):
+        raise ValueError("there are no accuracies to draw: pass at least one for each variant")
+    with rc_context(_STYLE):
+        figure = _figure(0.8 + 0.4 * len(accuracies), title)
+        axes = figure.subplots()
+        means = [100 * float(np.mean(values)) for values in accuracies.values()]
+        rows = range(len(accuracies))
+        for row, values in zip(rows, accuracies.values(), strict=True):
+            seeds = [100 * value for value in values]
+            label = "one seed" if row == 0 else None
+            axes.plot(seeds, [row] * len(seeds), "o", color=_GREY, markersize=4, label=label)
+        axes.plot(means, rows, "D", color=_BLUE, markersize=7, label="mean", zorder=1.5)
+        axes.axvline(means[0], color=_BLUE, linewidth=1, linestyle="--", zorder=1)
+        axes.set_yticks(rows, list(accuracies), parse_math=False)
+        axes.set_ylim(len(accuracies) - 0.5, -0.5)
+        axes.grid(True, axis="x")
+        axes.set_xlabel("accuracy (%)")
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+        _save(figure, path)
+
+
+def landscape(
+    systems: Mapping[str, Sequence[tuple[str, float, float]]],
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+) -> None:
+    """Draw accuracy against the number of parameters, on a logarithmic axis, and name each system.
+
+    systems: one or two kinds -> (name, parameters, accuracy between 0 and 1) of each.
+    """
+    if not 0 < len(systems) <= len(_CURVES) or not all(systems.values()):
+        raise ValueError(f"pass one to {len(_CURVES)} kinds, of at least one system each")
+    with rc_context(_STYLE):
+        figure = _figure(4.8, title)
+        axes = figure.subplots()
+        for (kind, members), style in zip(systems.items(), _CURVES, strict=False):
+            x, y = [m[1] for m in members], [100 * m[2] for m in members]
+            face = style["color"] if style is _CURVES[0] else "white"
+            axes.scatter(x, y, label=kind, s=36, color=face, edgecolor=style["color"], zorder=2)
+            for name, parameters, accuracy in members:
+                axes.annotate(
+                    name,
+                    (parameters, 100 * accuracy),
+                    xytext=(-7, 0),
+                    textcoords="offset points",
+                    ha="right",
+                    va="center",
+                    fontsize=9,
+                    color=style["color"],
+                    parse_math=False,
+                )
+        axes.set_xscale("log")
+        low, high = axes.get_xlim()
+        axes.set_xlim(low / 1.6, high)  # names stand to the left of their points
+        _label_logarithmic(axes.xaxis, _round_steps(*axes.get_xlim()))
+        axes.grid(True)
+        axes.set_xlabel("parameters")
+        axes.set_ylabel("accuracy (%)")
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+        _save(figure, path)
+
+
 def _figure(height: float, title: str) -> Figure:
     """An empty figure of `height` inches, and what the title needs beyond its first line."""
     lines = textwrap.wrap(title, width=76)

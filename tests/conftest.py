@@ -14,6 +14,14 @@ import storage
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(autouse=True)
+def fp32_precision():
+    """test.py sets it for its process, which is also that of the tests."""
+    before = torch.backends.cudnn.conv.fp32_precision
+    yield
+    torch.backends.cudnn.conv.fp32_precision = before
+
+
 @pytest.fixture
 def program(monkeypatch, capfd):
     """Run a script of the repository; returns its exit status, standard output and error."""

@@ -219,6 +219,24 @@ def test_a_resumed_run_ends_with_the_same_weights(run, program, tmp_path, monkey
     assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
 
 
+def test_a_compiled_network_trains_the_same_weights(run, program, tmp_path, monkeypatch):
+    """Through the compiler's tracing; its code generation needs a C++ compiler and a minute."""
+    compiled = []
+
+    def trace(module, **options):
+        compiled.append(module)
+        module._compiled_call_impl = torch.compile(module._call_impl, backend="eager", **options)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", trace)
+    output = tmp_path / "compiled"
+    status, _, err = program("train.py", *SMALL, "--compile", "--output", output)
+    assert status == 0, err
+    assert len(compiled) == 1
+    torch.testing.assert_close(
+        load(output / "weights.pt")["state_dict"], load(run / "weights.pt")["state_dict"]
+    )
+
+
 def test_a_run_without_evaluation_trains_on_everything(program, tmp_path):
     arguments = [*SMALL, "--epochs", "1", "--eval-split", "none", "--output", tmp_path / "run"]
     status, out, err = program("train.py", *arguments)

@@ -7,6 +7,7 @@ they left behind, and one job of torchrun is killed.
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -376,7 +377,8 @@ def process_of_rank(rank, parent):
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes as Linux does")
-def test_a_process_that_dies_ends_the_job(tmp_path, program):
+@pytest.mark.parametrize("rank", [1, 0])
+def test_a_process_that_dies_ends_the_job(rank, tmp_path, program):
     """One line says why and how to go on, and one process goes on from the last checkpoint."""
     output = tmp_path / "run"
     flags = [*FLAGS, "--epochs", "1", "--checkpoint-minutes", "0", "--output", str(output)]
@@ -393,7 +395,7 @@ def test_a_process_that_dies_ends_the_job(tmp_path, program):
         while not (output / "last.pt").exists():
             assert job.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
-        os.kill(process_of_rank(1, job.pid), signal.SIGKILL)
+        os.kill(process_of_rank(rank, job.pid), signal.SIGKILL)
         out, err = job.communicate(timeout=120)
     except BaseException:
         job.terminate()  # torchrun ends the others
@@ -409,6 +411,36 @@ def test_a_process_that_dies_ends_the_job(tmp_path, program):
     assert {"config.json", "augmentation.png"} <= {path.name for path in output.iterdir()}
     status, out, _ = program("train.py", "--resume", output / "last.pt", "--device", "cpu")
     assert status == 0 and "Epoch 1/1" in out and (output / "weights.pt").exists()
+
+
+def test_two_machines_train_together(tmp_path):
+    """As far as one machine can show it: two torchruns, each with its own process."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    output = tmp_path / "run"
+    nodes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={node}"]
+            + ["--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}"]
+            + [str(ROOT / "train.py"), *FLAGS, "--epochs", "1", "--output", str(output)],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for node in range(2)
+    ]
+    try:
+        said = [node.communicate(timeout=240) for node in nodes]
+    except BaseException:
+        for node in nodes:
+            node.terminate()
+        raise
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert "Epoch 1/1" in said[0][0] and said[1][0] == ""
+    checkpoint = storage.load_checkpoint(output / "last.pt")
+    assert len(checkpoint["training"]["random"]["others"]) == 1
+    assert checkpoint["training"]["scheduler"]["last_epoch"] == len(checkpoint["history"]) * 25
 
 
 # --------------------------------------------------------------------------------------- bad input

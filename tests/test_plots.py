@@ -118,6 +118,17 @@ DRAW = {
     "time_to_accuracy after one epoch": lambda path: plots.time_to_accuracy(
         {"our loop": curve(1, 0.02)}, 0.8219, path, title=TITLE
     ),
+    "ablation": lambda path: plots.ablation(
+        {"the whole network": [0.9, 0.91], "without dilation": [0.893, 0.899], "$x$": [0.88]},
+        path,
+        title=TITLE,
+    ),
+    "landscape": lambda path: plots.landscape(
+        {"ours": [("under100k", 96_118, 0.93)], "published": [("a", 22_110, 0.87)]},
+        path,
+        title=TITLE,
+    ),
+    "landscape of one": lambda path: plots.landscape({"x": [("a", 100, 0.5)]}, path, title=TITLE),
     "predictions": lambda path: plots.predictions(*pictures(7), path, title=TITLE),
     "one prediction, all classes": lambda path: plots.predictions(
         *pictures(1, top=10), path, title=TITLE

@@ -1,0 +1,56 @@
+"""Draw accuracy against parameters: the networks of this repository and published ones.
+
+    python benchmarks/landscape.py
+
+Ours are those of checkpoints/*_history.csv, on the validation split; the others are as published,
+on the test split (published.csv), so that the two kinds compare only roughly.
+"""
+
+import csv
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also when run as a file
+
+import models
+import plots
+import utils
+from benchmarks import common
+
+PUBLISHED = Path(__file__).resolve().with_name("published.csv")
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def ours() -> list[tuple[str, float, float]]:
+    """(name, parameters, accuracy) of each network, after the last epoch of its history."""
+    return [
+        (
+            name,
+            utils.count_parameters(models.build(name)),
+            float(rows(common.ROOT / "checkpoints" / f"{name}_history.csv")[-1]["eval_accuracy"]),
+        )
+        for name in models.names()
+    ]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = utils.ArgumentParser(description=__doc__)
+    path = common.ROOT / "plots" / "landscape.png"
+    parser.add_argument("--figure", type=Path, default=path, help="(plots/landscape.png)")
+    published = [
+        (row["system"], float(row["parameters"]), float(row["accuracy"]) / 100)
+        for row in rows(PUBLISHED)
+    ]
+    plots.landscape(
+        {"this repository, validation split": ours(), "as published, test split": published},
+        parser.parse_args(argv).figure,
+        title="CIFAR-10: accuracy and parameters",
+    )
+
+
+if __name__ == "__main__":
+    utils.run_script(main)
