@@ -81,6 +81,8 @@ class Recipe:
         for name, valid in checks.items():
             if not valid:
                 raise RecipeError(f"{name} {getattr(self, name)!r} is out of range: see --help")
+        if self.schedule == "steps" and not self.milestones:
+            raise RecipeError("schedule 'steps' is for a recipe with milestones: choose another")
 
 
 RECIPES = {

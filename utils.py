@@ -49,6 +49,11 @@ def run_script(main: Callable[[], None], *errors: type[Exception]) -> None:
         stream.reconfigure(errors="backslashreplace")  # a path may hold what the locale lacks
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads the output has enough of it, as in `| head`: that needs no message.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (RunError, *errors) as error:
         line = " ".join(str(error).split())
         print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)

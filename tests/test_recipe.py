@@ -57,7 +57,6 @@ def test_linear_schedule_without_warmup():
     [  # of 100 steps, 20 warm up; 40, 60 and 80 are a quarter, half and three quarters down
         ("linear", {20: 1.0, 40: 0.75, 60: 0.5, 80: 0.25, 99: 1 / 80}),
         ("cosine", {20: 1.0, 40: 0.8535534, 60: 0.5, 80: 0.1464466, 99: 0.0003855}),
-        ("steps", {20: 1.0, 40: 1.0, 60: 1.0, 80: 1.0, 99: 1.0}),
     ],
 )
 def test_schedule_after_a_warmup(schedule, values):
@@ -247,6 +246,11 @@ def test_values_out_of_range_are_refused_by_name(field, values):
         with pytest.raises(RecipeError, match=field) as error:
             plain(**{field: value})
         assert "\n" not in str(error.value) and repr(value) in str(error.value)
+
+
+def test_steps_need_milestones():
+    with pytest.raises(RecipeError, match="recipe with milestones"):
+        plain(schedule="steps")
 
 
 def test_every_network_has_a_recipe():

@@ -4,7 +4,9 @@ import csv
 import errno
 import os
 import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,6 +38,20 @@ def test_an_error_of_the_user_is_one_line_and_status_2(capsys, monkeypatch):
     assert capsys.readouterr().err == "train.py: error: no such thing\n"
     with pytest.raises(LookupError):  # what is not expected is a fault of ours, to be seen whole
         utils.run_script(fails)
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    code = "import utils; utils.run_script(lambda: print('line\\n' * 100_000))"
+    script = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=Path(utils.__file__).parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert script.stdout.readline() == b"line\n"
+    script.stdout.close()
+    assert script.stderr.read() == b"" and script.wait() == 1
+    script.stderr.close()
 
 
 def test_ctrl_c_outside_of_training_is_status_130():
