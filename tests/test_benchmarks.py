@@ -11,7 +11,9 @@ import torch
 
 import data
 import models
-from benchmarks import common, ours, reference, scaling, throughput, time_to_accuracy
+import plots
+import recipe as recipes
+from benchmarks import common, ours, reference, scaling, search, throughput, time_to_accuracy
 from benchmarks.common import Row
 from benchmarks.resnet20 import ResNet20
 from benchmarks.time_to_accuracy import Scored
@@ -176,3 +178,39 @@ def test_a_benchmark_runs_as_a_file_and_says_what_is_wrong_in_one_line(tmp_path)
     result = subprocess.run(command, cwd=common.ROOT, capture_output=True, text=True)
     assert result.returncode == 2 and result.stderr.count("\n") == 1
     assert "no CIFAR-10 in" in result.stderr
+
+
+# ------------------------------------------------------------------------------------ the search
+
+
+@pytest.mark.parametrize("name", search.CANDIDATES)
+def test_every_candidate_can_be_trained(name):
+    candidate = search.CANDIDATES[name]
+    settings = search.settings_of(candidate, 3, 1, CPU)
+    assert settings.recipe.epochs == 3 and settings.seed == 1
+    model = models.build(settings.model, **settings.config)
+    recipes.build_optimizer(model, settings.recipe)
+    parameters, whole = (
+        count_parameters(network) for network in (model, models.build(settings.model))
+    )
+    assert parameters < 101_000
+    if name in search.ABLATION:
+        assert abs(parameters / whole - 1) < 0.05
+
+
+def test_the_ablation_is_drawn_from_the_rows_with_the_largest_budget(tmp_path, monkeypatch):
+    table, drawn = tmp_path / "search.csv", []
+    for name, epochs, accuracy in (
+        ("full", 4, 0.8),
+        ("full", 12, 0.9),
+        ("full", 12, 0.91),
+        ("sgd", 12, 0.7),
+        ("no_dilated", 12, 0.89),
+    ):
+        row = dict.fromkeys(search.COLUMNS, 0)
+        row |= {"candidate": name, "epochs": epochs, "val_accuracy": accuracy, "parameters": 96118}
+        search.append(row, table)
+    monkeypatch.setattr(plots, "ablation", lambda accuracies, path, title: drawn.append(accuracies))
+    search.main(["--figure", str(tmp_path / "x.png"), "--output", str(table)])
+    whole, without = "full (96,118 parameters)", "no dilated (96,118 parameters)"
+    assert drawn == [{whole: [0.9, 0.91], without: [0.89]}]
