@@ -496,7 +496,8 @@ def landscape(
 ) -> None:
     """Draw accuracy against the number of parameters, on a logarithmic axis, and name each system.
 
-    systems: one or two kinds -> (name, parameters, accuracy between 0 and 1) of each.
+    systems: one or two kinds -> (name, parameters, accuracy between 0 and 1) of each. The names of
+        the first kind stand to the right of their points, those of the second to the left.
     """
     if not 0 < len(systems) <= len(_CURVES) or not all(systems.values()):
         raise ValueError(f"pass one to {len(_CURVES)} kinds, of at least one system each")
@@ -505,15 +506,16 @@ def landscape(
         axes = figure.subplots()
         for (kind, members), style in zip(systems.items(), _CURVES, strict=False):
             x, y = [m[1] for m in members], [100 * m[2] for m in members]
-            face = style["color"] if style is _CURVES[0] else "white"
+            first = style is _CURVES[0]
+            face = style["color"] if first else "white"
             axes.scatter(x, y, label=kind, s=36, color=face, edgecolor=style["color"], zorder=2)
             for name, parameters, accuracy in members:
                 axes.annotate(
                     name,
                     (parameters, 100 * accuracy),
-                    xytext=(-7, 0),
+                    xytext=(7 if first else -7, 0),
                     textcoords="offset points",
-                    ha="right",
+                    ha="left" if first else "right",
                     va="center",
                     fontsize=9,
                     color=style["color"],
@@ -521,7 +523,7 @@ def landscape(
                 )
         axes.set_xscale("log")
         low, high = axes.get_xlim()
-        axes.set_xlim(low / 1.6, high)  # names stand to the left of their points
+        axes.set_xlim(low / 1.6, high * 1.2)  # with room for the names
         _label_logarithmic(axes.xaxis, _round_steps(*axes.get_xlim()))
         axes.grid(True)
         axes.set_xlabel("parameters")
