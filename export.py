@@ -96,8 +96,7 @@ def require_packages() -> None:
 
 def export_onnx(classifier: PixelClassifier, path: Path, metadata: dict[str, str]) -> None:
     """Write `classifier` to `path` with PyTorch's own exporter."""
-    # Of two, because the exporter takes a batch of 1 for a constant. Without gradients, because
-    # with them dilated convolutions take a detour that only their backward needs.
+    # Of two, because the exporter takes a batch of 1 for a constant.
     example = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     with torch.no_grad():
         program = torch.onnx.export(

@@ -16,13 +16,9 @@ import models
 import plots
 import utils
 from benchmarks import common
+from benchmarks.time_to_accuracy import read_history
 
 PUBLISHED = Path(__file__).resolve().with_name("published.csv")
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def ours() -> list[tuple[str, float, float]]:
@@ -31,7 +27,7 @@ def ours() -> list[tuple[str, float, float]]:
         (
             name,
             utils.count_parameters(models.build(name)),
-            float(rows(common.ROOT / "checkpoints" / f"{name}_history.csv")[-1]["eval_accuracy"]),
+            read_history(common.ROOT / "checkpoints" / f"{name}_history.csv")[-1],
         )
         for name in models.names()
     ]
@@ -41,10 +37,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = utils.ArgumentParser(description=__doc__)
     path = common.ROOT / "plots" / "landscape.png"
     parser.add_argument("--figure", type=Path, default=path, help="(plots/landscape.png)")
-    published = [
-        (row["system"], float(row["parameters"]), float(row["accuracy"]) / 100)
-        for row in rows(PUBLISHED)
-    ]
+    with open(PUBLISHED, newline="") as file:
+        published = [
+            (row["system"], float(row["parameters"]), float(row["accuracy"]) / 100)
+            for row in csv.DictReader(file)
+        ]
     plots.landscape(
         {"this repository, validation split": ours(), "as published, test split": published},
         parser.parse_args(argv).figure,

@@ -90,13 +90,13 @@ class Under100k(nn.Module):
         channels, hidden = config.widths[scale], config.hidden[scale]
         convolution = DepthwiseSeparableConv2d if config.separable else OrdinaryConv2d
         dilation = dilation if config.dilated else 1
-        attended = {depth - 1} if config.attention and scale == 1 else set()
+        attention = config.attention and scale == 1
         blocks = [
             ResidualBlock(
                 convolution(channels, hidden, dilation),
                 hidden,
                 channels,
-                EfficientChannelAttention() if index in attended else None,
+                EfficientChannelAttention() if attention and index == depth - 1 else None,
             )
             for index in range(depth)
         ]

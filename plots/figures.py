@@ -451,10 +451,7 @@ def time_to_accuracy(
             axes.plot(minutes, percentages, label=name, markersize=5, markevery=marked, **style)
         axes.axhline(100 * target, color=_GREY, linewidth=1, label=f"{100 * target:.2f} %")
         axes.set_xscale("log")
-        _label_logarithmic(axes.xaxis, _round_steps(*axes.get_xlim()))
-        axes.grid(True)
-        axes.set_xlabel("minutes of training")
-        axes.set_ylabel("accuracy (%)")
+        _label_accuracy_over(axes, "minutes of training")
         figure.legend(loc="outside lower center", ncols=3, frameon=False)
         _save(figure, path)
 
@@ -524,10 +521,7 @@ def landscape(
         axes.set_xscale("log")
         low, high = axes.get_xlim()
         axes.set_xlim(low / 1.6, high * 1.2)  # with room for the names
-        _label_logarithmic(axes.xaxis, _round_steps(*axes.get_xlim()))
-        axes.grid(True)
-        axes.set_xlabel("parameters")
-        axes.set_ylabel("accuracy (%)")
+        _label_accuracy_over(axes, "parameters")
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
         _save(figure, path)
 
@@ -585,6 +579,14 @@ def _label_logarithmic(axis: Axis, values: Sequence[float]) -> None:
     axis.set_major_locator(FixedLocator(values))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x >= 2000 else f"{x:g}")
+
+
+def _label_accuracy_over(axes: Axes, quantity: str) -> None:
+    """Accuracy in per cent over `quantity`, whose axis is logarithmic and has its limits."""
+    _label_logarithmic(axes.xaxis, _round_steps(*axes.get_xlim()))
+    axes.grid(True)
+    axes.set_xlabel(quantity)
+    axes.set_ylabel("accuracy (%)")
 
 
 def _counts(values: Any) -> np.ndarray:

@@ -262,6 +262,16 @@ def test_all_operations_can_be_left_out_together():
     assert model(images(2)).shape == (2, 10)
 
 
+@pytest.mark.parametrize("separable", [True, False])
+def test_dilation_is_left_out_of_every_convolution(separable):
+    def dilations(**config):
+        model = fresh("under100k", separable=separable, **config)
+        return {module.dilation for module in of_class(model, nn.Conv2d)}
+
+    assert dilations(dilated=False) == {(1, 1)}
+    assert dilations(dilated=True) > {(1, 1)}
+
+
 # ---------------------------------------------------------------------------------------- blocks
 
 
