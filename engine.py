@@ -52,9 +52,11 @@ class RunningMetrics:
         self._sum_over_processes = total
 
     def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: its mean loss, its logits (N, K) and its labels (N,)."""
+        """Add a batch: its mean loss, its logits (N, K) and its labels (N,), or (N, K) where they
+        are mixed; then the class with the largest share is the correct one."""
+        classes = labels if labels.ndim == 1 else labels.argmax(1)
         self.loss_sum += loss.detach() * len(labels)
-        self.correct += (logits.detach().argmax(1) == labels).sum()
+        self.correct += (logits.detach().argmax(1) == classes).sum()
         self.total += len(labels)
 
     def compute(self) -> Metrics:
@@ -124,6 +126,7 @@ def train_epoch(
     smoothing and weights that still move.
 
     Args:
+        batches: images (N, 3, H, W) and their labels, (N,) or the share of each class (N, K).
         metrics: what the epoch adds to; not empty where an interrupted epoch goes on.
         weights: of each batch's loss in its gradient; not 1 where a batch is a process's part of a
             larger one (see data.Loader.weights). Such a part may be empty.
@@ -131,12 +134,12 @@ def train_epoch(
     """
     model.train()
     for (images, labels), weight in zip(batches, weights, strict=False):
+        optimizer.zero_grad(set_to_none=True)
         with autocast(images.device, precision):
             logits = model(images)
             loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         if len(labels) == 0:
             loss = logits.sum()  # 0, where a mean over nothing is not a number
-        optimizer.zero_grad(set_to_none=True)
         scaler.scale(weight * loss).backward()
         scaler.step(optimizer)
         scaler.update()
@@ -145,6 +148,8 @@ def train_epoch(
             ema.update_parameters(model)
         metrics.update(loss, logits, labels)
         after_step(loss.detach())
+        # With them goes their graph. Beside the next batch's it would take 0.1 GB on a CPU.
+        del logits, loss
     return metrics.compute()
 
 

@@ -214,6 +214,13 @@ def test_running_metrics_weigh_each_batch_by_its_images():
     assert running.compute() == engine.Metrics(loss=2.0, correct=3, total=4)
 
 
+def test_running_metrics_of_mixed_labels():
+    running = engine.RunningMetrics(CPU)
+    labels = torch.tensor([[0.6, 0.4, 0.0], [0.3, 0.7, 0.0], [0.2, 0.0, 0.8]])
+    running.update(torch.tensor(1.0), torch.eye(3)[[0, 1, 0]], labels)
+    assert running.compute() == engine.Metrics(loss=1.0, correct=2, total=3)
+
+
 def test_mixed_precision_trains_float32_weights():
     model = network()
     metrics = train_epoch(model, batches(16, 8), precision=torch.bfloat16)
