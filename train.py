@@ -77,6 +77,9 @@ def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
     add("--padding-mode", choices=data.PADDING_MODES)
     add("--flip", choices=data.FLIPS, help="mirroring; alternating: every other epoch")
     add("--cutout", type=int, metavar="N", help="side of the blanked square, pixels; 0: none")
+    add("--rotation", type=float, metavar="X", help="by up to so many degrees")
+    add("--color-jitter", type=float, metavar="X", help="of brightness, contrast and saturation")
+    add("--mixup", type=float, metavar="X", help="largest share of another image")
     add = parser.add_argument_group("run").add_argument
     add("--device", help="auto, cpu, cuda, cuda:1, mps (auto)")
     add("--precision", choices=("auto", *utils.PRECISIONS), help="of the mixed precision (auto)")
@@ -178,14 +181,17 @@ def output_folder(given: dict[str, Any], settings: Settings, resumed: Path | Non
     return ROOT / "runs" / f"{settings.model}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
+def augmentation_of(recipe: Recipe) -> data.Augmentation:
+    """The fields of a recipe that say what is done to the images."""
+    names = [field.name for field in fields(data.Augmentation)]
+    return data.Augmentation(**{name: getattr(recipe, name) for name in names})
+
+
 def build_loaders(
     settings: Settings, directory: Path, device: torch.device
 ) -> tuple[data.Loader, data.Loader | None, data.Split | None]:
     """The training and the evaluation loader, and the split evaluated (None where none is)."""
     recipe = settings.recipe
-    augmentation = data.Augmentation(
-        recipe.crop_padding, recipe.padding_mode, recipe.flip, recipe.cutout
-    )
     common = {
         "seed": settings.seed,
         "device": device,
@@ -195,6 +201,7 @@ def build_loaders(
     }
     common |= {"rank": distributed.rank(), "world_size": distributed.world_size()}
     split = data.load(settings.source, directory, settings.train_split)
+    augmentation = augmentation_of(recipe)
     train = data.Loader(split, recipe.batch_size, augmentation=augmentation, shuffle=True, **common)
     if settings.eval_split == "none":
         return train, None, None

@@ -53,9 +53,7 @@ def build_run(split: data.Split, device: torch.device) -> tuple[train.Run, data.
     loader = data.Loader(
         split,
         recipe.batch_size,
-        augmentation=data.Augmentation(
-            recipe.crop_padding, recipe.padding_mode, recipe.flip, recipe.cutout
-        ),
+        augmentation=train.augmentation_of(recipe),
         seed=0,
         device=device,
         mean=data.MEAN,

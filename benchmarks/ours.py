@@ -16,6 +16,7 @@ import models
 import recipe as recipes
 import utils
 from recipe import Recipe
+from train import augmentation_of
 
 
 @dataclass
@@ -70,9 +71,7 @@ def build_loader(
     return data.Loader(
         split,
         min(recipe.batch_size, len(split)),
-        augmentation=data.Augmentation(
-            recipe.crop_padding, recipe.padding_mode, recipe.flip, recipe.cutout
-        ),
+        augmentation=augmentation_of(recipe),
         seed=seed,
         device=device,
         mean=data.MEAN,

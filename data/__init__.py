@@ -8,8 +8,11 @@ from data.augment import (
     crop,
     cutout,
     flip,
+    jitter_color,
+    mix,
     normalize,
     pad,
+    rotate,
 )
 from data.cifar10 import (
     CLASSES,
@@ -41,7 +44,10 @@ __all__ = [
     "cutout",
     "find",
     "flip",
+    "jitter_color",
     "load",
+    "mix",
     "normalize",
     "pad",
+    "rotate",
 ]

@@ -2,19 +2,21 @@
 
 The whole split lives on the training device as one uint8 tensor; each batch is cut out of it,
 augmented and normalised there by a handful of tensor operations. There are no worker processes
-and no per-image Python. `crop`, `flip`, `cutout` and `normalize` are plain functions from a batch
-to a batch: what is random about them is passed in, so that each can be held against a slow
-oracle. `Loader` draws the random numbers of an epoch and composes them.
+and no per-image Python. `crop`, `flip`, `rotate`, `jitter_color`, `normalize`, `cutout` and `mix`
+are plain functions from a batch to a batch: what is random about them is passed in, so that each
+can be held against a slow oracle. `Loader` draws the random numbers of an epoch and composes them.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from data.cifar10 import DataError, Split
+from data.cifar10 import CLASSES, DataError, Split
 
 PADDING_MODES = ("reflect", "zeros")
 FLIPS = ("none", "random", "alternating")
@@ -28,6 +30,9 @@ class Augmentation:
     padding_mode: str = "reflect"  # what the padding shows: the mirrored image, or zeros (black)
     flip: str = "random"  # horizontal: a coin every epoch, or a coin once and alternating from then
     cutout: int = 0  # side of the square that is blanked, in pixels, 0 = none
+    rotation: float = 0.0  # about the centre, by up to so many degrees either way
+    color_jitter: float = 0.0  # brightness, contrast and saturation, each times 1 - it to 1 + it
+    mixup: float = 0.0  # largest share of another image and of its label that is mixed in
 
     def __post_init__(self) -> None:
         if self.padding_mode not in PADDING_MODES:
@@ -38,6 +43,12 @@ class Augmentation:
             raise DataError(f"crop padding {self.crop_padding}: choose 0 to 31 pixels")
         if not 0 <= self.cutout <= 32:
             raise DataError(f"cutout {self.cutout}: choose 0 to 32 pixels")
+        if not 0 <= self.rotation <= 180:
+            raise DataError(f"rotation {self.rotation}: choose 0 to 180 degrees")
+        if not 0 <= self.color_jitter < 1:
+            raise DataError(f"color jitter {self.color_jitter}: choose 0 or more, and less than 1")
+        if not 0 <= self.mixup <= 0.5:
+            raise DataError(f"mixup {self.mixup}: choose 0 to 0.5")
 
 
 NO_AUGMENTATION = Augmentation(crop_padding=0, flip="none", cutout=0)
@@ -86,6 +97,45 @@ def flip(images: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask.view(-1, 1, 1, 1), images.flip(-1), images)
 
 
+def rotate(images: Tensor, angle: Tensor) -> Tensor:
+    """Turn floating-point images (N, C, H, W) about their centres by `angle` (N,), in radians, the
+    top to the left where it is positive. Bilinear; beyond the border the image is mirrored.
+    channels_last."""
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    matrix = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3)
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    turned = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    return turned.contiguous(memory_format=torch.channels_last)
+
+
+def jitter_color(
+    images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor
+) -> Tensor:
+    """Scale pixels of 0 to 255, floating-point (N, 3, H, W), then their distance from the mean of
+    the image's grey version, then from each pixel's own grey. The factors are (N,).
+
+    As torchvision's ColorJitter in that order, without its clipping between the three: only the
+    result is kept within 0 to 255.
+    """
+    weights = torch.tensor([0.2989, 0.587, 0.114], device=images.device)  # ITU-R BT.601
+
+    def factor(x: Tensor) -> Tensor:
+        return x.view(-1, 1, 1, 1)
+
+    images = images * factor(brightness)
+    grey = torch.einsum("nchw,c->nhw", images, weights)[:, None]
+    # Both are linear: what contrast does to the grey version is known without another pass.
+    mean = grey.mean((2, 3), keepdim=True)
+    color = (images - grey) * factor(contrast * saturation)
+    return (color + (mean + (grey - mean) * factor(contrast))).clamp_(0, 255)
+
+
+def mix(images: Tensor, others: Tensor, share: Tensor) -> Tensor:
+    """Blend floating-point tensors (N, ...): `share` (N,) of `others`, the rest of `images` (mixup,
+    Zhang et al. 2018, https://arxiv.org/abs/1710.09412)."""
+    return images.lerp(others, share.to(images.dtype).view(-1, *[1] * (images.ndim - 1)))
+
+
 def cutout(images: Tensor, top: Tensor, left: Tensor, size: int) -> Tensor:
     """Set a square of side `size` to 0 in each image (N, C, H, W) (DeVries & Taylor 2017,
     https://arxiv.org/abs/1708.04552).
@@ -103,12 +153,12 @@ def cutout(images: Tensor, top: Tensor, left: Tensor, size: int) -> Tensor:
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
-    """(pixel / 255 - mean) / std of uint8 images (N, 3, H, W), computed in float32 and returned
-    as `dtype`.
+    """(pixel / 255 - mean) / std of images (N, 3, H, W), computed in float32 and returned as
+    `dtype`; pixels are 0 to 255.
 
     `mean` and `std` are float32, of pixels in [0, 1], and broadcast against the images.
     """
-    return images.float().sub_(255 * mean).mul_(1 / (255 * std)).to(dtype)
+    return images.to(torch.float32, copy=True).sub_(255 * mean).mul_(1 / (255 * std)).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -121,6 +171,11 @@ class _Epoch:
     flip: Tensor
     cutout_top: Tensor
     cutout_left: Tensor
+    angle: Tensor  # radians
+    brightness: Tensor
+    contrast: Tensor
+    saturation: Tensor
+    share: Tensor  # of the image's partner in mixup
 
 
 def _generator(stream: int, seed: int, epoch: int) -> torch.Generator:
@@ -132,10 +187,11 @@ def _generator(stream: int, seed: int, epoch: int) -> torch.Generator:
 class Loader:
     """Batches of one split: an iterable of (images, labels) with a length.
 
-    images: (N, 3, 32, 32), normalised, channels_last, of `dtype`; labels: (N,) int64; both on
-    `device`. The last batch may be shorter. The order and the augmentation depend on nothing but
-    (seed, epoch), whatever the device: all random numbers of an epoch are drawn on the CPU before
-    its first batch. For evaluation give `augmentation=None, shuffle=False`.
+    images: (N, 3, 32, 32), normalised, channels_last, of `dtype`; labels: (N,) int64, or with mixup
+    (N, 10) float32, the share of each class; both on `device`. The last batch may be shorter. The
+    order and the augmentation depend on nothing but (seed, epoch), whatever the device: all random
+    numbers of an epoch are drawn on the CPU before its first batch. For evaluation give
+    `augmentation=None, shuffle=False`.
 
     Of `world_size` processes that train together each has a loader with its own `rank`, and takes
     its part of every batch: together the batch as it is with one process, in sizes that differ by
@@ -220,7 +276,7 @@ class Loader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         epoch = self._draw(self.epoch)
         for batch in range(self.first_batch, len(self)):
-            yield self._batch(epoch, self.part(batch))
+            yield self._batch(epoch, batch)
 
     def _whole(self, batch: int) -> tuple[int, int]:
         """The first place of a batch in the order of the epoch, and its number of images."""
@@ -249,6 +305,9 @@ class Loader:
         def draw(count: int) -> Tensor:
             return torch.randint(count, (n,), generator=generator)
 
+        def uniform(low: float, high: float) -> Tensor:
+            return low + (high - low) * torch.rand(n, generator=generator)
+
         index = torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)
         crop_top = draw(2 * augmentation.crop_padding + 1)
         crop_left = draw(2 * augmentation.crop_padding + 1)
@@ -261,10 +320,14 @@ class Loader:
             # holds, and every other epoch shows it the other way round.
             first = torch.randint(2, (n,), generator=_generator(1, self.seed, 0)) == 1
             coin = first[index] ^ (epoch % 2 == 1)
+        rotation, jitter = augmentation.rotation, augmentation.color_jitter
         drawn = (index, crop_top, crop_left, coin, cutout_top, cutout_left)
+        drawn += (uniform(-math.radians(rotation), math.radians(rotation)),)
+        drawn += tuple(uniform(1 - jitter, 1 + jitter) for _ in range(3))
+        drawn += (uniform(0, augmentation.mixup),)
         return _Epoch(*(numbers.to(self.device) for numbers in drawn))
 
-    def _batch(self, epoch: _Epoch, part: slice) -> tuple[Tensor, Tensor]:
+    def _augmented(self, epoch: _Epoch, part: slice) -> tuple[Tensor, Tensor]:
         index = epoch.index[part]
         # index_select copies whole images; plain indexing goes pixel by pixel (20 times slower).
         images = self._images.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
@@ -275,8 +338,31 @@ class Loader:
             images = crop(images, epoch.crop_top[part], epoch.crop_left[part], self._size)
         if augmentation.flip != "none":
             images = flip(images, epoch.flip[part])
+        if augmentation.rotation:
+            images = rotate(images.float(), epoch.angle[part])
+        if augmentation.color_jitter:
+            factors = (epoch.brightness[part], epoch.contrast[part], epoch.saturation[part])
+            images = jitter_color(images.float(), *factors)
         images = normalize(images, self._mean, self._std, self.dtype)
         if augmentation.cutout:
             top, left = epoch.cutout_top[part], epoch.cutout_left[part]
             images = cutout(images, top, left, augmentation.cutout)
         return images, self._labels.index_select(0, index)
+
+    def _batch(self, epoch: _Epoch, batch: int) -> tuple[Tensor, Tensor]:
+        part = self.part(batch)
+        images, labels = self._augmented(epoch, part)
+        if not self.augmentation.mixup:
+            return images, labels
+        # The order is random, so the partner may be the image at the same distance from the other
+        # end of the batch: with one process there is nothing more to augment.
+        start, size = self._whole(batch)
+        mirrored = slice(2 * start + size - part.stop, 2 * start + size - part.start)
+        others, other_labels = (
+            (images, labels) if mirrored == part else self._augmented(epoch, mirrored)
+        )
+        targets, other_targets = (
+            F.one_hot(x, len(CLASSES)).float() for x in (labels, other_labels)
+        )
+        share = epoch.share[part]
+        return mix(images, others.flip(0), share), mix(targets, other_targets.flip(0), share)
