@@ -151,8 +151,19 @@ def test_time_to_accuracy_extrapolates_from_measured_epochs_and_says_so():
 def test_time_to_accuracy_stops_where_it_is_reached():
     recipe = time_to_accuracy.short_recipe("baseline", {"epochs": 3, "batch_size": 8})
     assert (recipe.schedule, recipe.epochs, recipe.milestones) == ("linear", 3, ())
-    run = time_to_accuracy.run_ours("baseline", recipe, noise(8), noise(8), CPU, accuracy=0, seed=0)
+    run = time_to_accuracy.run_ours(
+        models.names()[0], recipe, noise(8), noise(8), CPU, first_size=24, accuracy=0, seed=0
+    )
     assert len(run) == 1 and run[0].seconds > 0
+
+
+def test_shrunk_images_are_sampled_between_their_pixels():
+    ramp = torch.arange(32.0).expand(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    ((images, labels),) = time_to_accuracy.shrunk([(ramp, torch.tensor([3, 4]))], 24)
+    assert images.shape == (2, 3, 24, 24) and labels.tolist() == [3, 4]
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    # The centre of pixel i of 24 lies at (i + 1/2) * 32 / 24 of 32.
+    torch.testing.assert_close(images[0, 0, 7], (torch.arange(24) + 0.5) * 32 / 24 - 0.5)
 
 
 def test_scaling_measures_and_draws_every_quantity(tmp_path, monkeypatch):
