@@ -46,9 +46,8 @@ SHORT = {
     "crop_padding": 0,
     "cutout": 0,
 }
-FIRST_SIZE = (
-    24  # pixels a side of the first epoch's images: two thirds of the time, as much learned
-)
+# Pixels a side of the first epoch's images: two thirds of the time, and as much is learned.
+FIRST_SIZE = 24
 
 
 @dataclass(frozen=True)
@@ -98,20 +97,16 @@ def run_ours(
     val: data.Split,
     device: torch.device,
     *,
-    first_size: int,
     accuracy: float,
     seed: int,
 ) -> list[Scored]:
-    """Our loop with a fresh network, to the accuracy or the end of the recipe.
-
-    The images of the first epoch are shrunk to `first_size` pixels a side.
-    """
+    """Our loop with a fresh network, to the accuracy or the end of the recipe."""
     trained = ours.build(model, recipe, train, device, seed=seed)
     eval_loader = evaluation_loader(val, device, trained.precision, data.MEAN, data.STD)
 
     def train_epoch(epoch: int) -> engine.Metrics:
         trained.begin_epoch(epoch)
-        return trained.train(shrunk(trained.loader, first_size) if epoch == 0 else trained.loader)
+        return trained.train(shrunk(trained.loader, FIRST_SIZE) if epoch == 0 else trained.loader)
 
     def evaluate() -> float:
         evaluation = engine.evaluate(trained.scored, eval_loader, precision=trained.precision)
@@ -127,6 +122,7 @@ def run_ours(
 
 
 def shrunk(batches: engine.Batches, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches with square images of `size` pixels a side."""
     for images, labels in batches:
         yield F.interpolate(images, size=(size, size), mode="bilinear"), labels
 
@@ -278,7 +274,6 @@ def parse_arguments(argv: list[str] | None) -> tuple[dict[str, object], dict[str
     add("--figure", type=Path, metavar="FILE", help="draw both, as a PNG")
     default = models.names()[0]
     add("--model", choices=models.names(), default=default, help=f"of our loop ({default})")
-    add("--first-size", type=int, default=FIRST_SIZE, metavar="N", help=f"pixels ({FIRST_SIZE})")
     for name, value in SHORT.items():
         flag = "--" + name.replace("_", "-")
         add(flag, type=type(value), default=value, metavar="X", help=f"of our recipe ({value})")
@@ -298,16 +293,7 @@ def main(argv: list[str] | None = None) -> None:
     theirs = ReferenceRun(train, val, device)
     theirs.train_epoch()
     runs = [
-        run_ours(
-            model,
-            recipe,
-            train,
-            val,
-            device,
-            first_size=given["first_size"],
-            accuracy=accuracy,
-            seed=seed,
-        )
+        run_ours(model, recipe, train, val, device, accuracy=accuracy, seed=seed)
         for seed in range(given["repetitions"])
     ]
     theirs.train_epoch()

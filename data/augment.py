@@ -98,13 +98,15 @@ def flip(images: Tensor, mask: Tensor) -> Tensor:
 
 
 def rotate(images: Tensor, angle: Tensor) -> Tensor:
-    """Turn floating-point images (N, C, H, W) about their centres by `angle` (N,), in radians, the
+    """Turn floating-point images (N, C, H, H) about their centres by `angle` (N,), in radians, the
     top to the left where it is positive. Bilinear; beyond the border the image is mirrored.
     channels_last."""
-    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    matrix = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3)
-    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-    turned = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    identity = torch.eye(2, 3, dtype=images.dtype, device=images.device)[None]
+    # affine_grid refuses a batch of none, which a process's part may be: so one grid, turned.
+    grid = F.affine_grid(identity, [1, *images.shape[1:]], align_corners=False)  # (1, H, H, 2)
+    cos, sin = angle.cos(), angle.sin()
+    rotation = torch.stack([cos, sin, -sin, cos], 1).view(-1, 1, 2, 2)
+    turned = F.grid_sample(images, grid @ rotation, padding_mode="reflection", align_corners=False)
     return turned.contiguous(memory_format=torch.channels_last)
 
 
@@ -117,13 +119,13 @@ def jitter_color(
     As torchvision's ColorJitter in that order, without its clipping between the three: only the
     result is kept within 0 to 255.
     """
-    weights = torch.tensor([0.2989, 0.587, 0.114], device=images.device)  # ITU-R BT.601
 
     def factor(x: Tensor) -> Tensor:
         return x.view(-1, 1, 1, 1)
 
     images = images * factor(brightness)
-    grey = torch.einsum("nchw,c->nhw", images, weights)[:, None]
+    red, green, blue = images.split(1, 1)
+    grey = 0.2989 * red + 0.587 * green + 0.114 * blue  # ITU-R BT.601
     # Both are linear: what contrast does to the grey version is known without another pass.
     mean = grey.mean((2, 3), keepdim=True)
     color = (images - grey) * factor(contrast * saturation)
@@ -247,7 +249,9 @@ class Loader:
 
         self._size = split.images.shape[-1]
         self._images = split.images.to(self.device, memory_format=torch.channels_last)
-        self._labels = split.labels.to(self.device)
+        labels = split.labels.to(self.device)
+        mixed = self.augmentation.mixup > 0
+        self._labels = F.one_hot(labels, len(CLASSES)).float() if mixed else labels
         # As large as an image and in its memory layout: broadcasting three numbers over
         # channels_last images would make the innermost loop three elements long.
         self._mean = self._per_pixel(mean)
@@ -361,8 +365,5 @@ class Loader:
         others, other_labels = (
             (images, labels) if mirrored == part else self._augmented(epoch, mirrored)
         )
-        targets, other_targets = (
-            F.one_hot(x, len(CLASSES)).float() for x in (labels, other_labels)
-        )
         share = epoch.share[part]
-        return mix(images, others.flip(0), share), mix(targets, other_targets.flip(0), share)
+        return mix(images, others.flip(0), share), mix(labels, other_labels.flip(0), share)

@@ -151,9 +151,7 @@ def test_time_to_accuracy_extrapolates_from_measured_epochs_and_says_so():
 def test_time_to_accuracy_stops_where_it_is_reached():
     recipe = time_to_accuracy.short_recipe("baseline", {"epochs": 3, "batch_size": 8})
     assert (recipe.schedule, recipe.epochs, recipe.milestones) == ("linear", 3, ())
-    run = time_to_accuracy.run_ours(
-        models.names()[0], recipe, noise(8), noise(8), CPU, first_size=24, accuracy=0, seed=0
-    )
+    run = time_to_accuracy.run_ours("baseline", recipe, noise(8), noise(8), CPU, accuracy=0, seed=0)
     assert len(run) == 1 and run[0].seconds > 0
 
 
