@@ -43,8 +43,6 @@ class Recipe:
         padding_mode: "reflect" or "zeros".
         flip: "none", "random" or "alternating" (every other epoch).
         cutout: side of the square that is blanked, in pixels; 0 is without.
-        rotation: by up to so many degrees either way.
-        color_jitter: brightness, contrast and saturation are scaled by 1 - it to 1 + it.
         mixup: largest share of another image and of its label that is mixed in.
     """
 
@@ -65,8 +63,6 @@ class Recipe:
     padding_mode: str = "reflect"
     flip: str = "random"
     cutout: int = 0
-    rotation: float = 0.0
-    color_jitter: float = 0.0
     mixup: float = 0.0
 
     def __post_init__(self) -> None:

@@ -77,8 +77,6 @@ def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
     add("--padding-mode", choices=data.PADDING_MODES)
     add("--flip", choices=data.FLIPS, help="mirroring; alternating: every other epoch")
     add("--cutout", type=int, metavar="N", help="side of the blanked square, pixels; 0: none")
-    add("--rotation", type=float, metavar="X", help="by up to so many degrees")
-    add("--color-jitter", type=float, metavar="X", help="of brightness, contrast and saturation")
     add("--mixup", type=float, metavar="X", help="largest share of another image")
     add = parser.add_argument_group("run").add_argument
     add("--device", help="auto, cpu, cuda, cuda:1, mps (auto)")

@@ -92,7 +92,6 @@ CANDIDATES = {
     "muon_decay_0.1": Candidate(recipe={"muon_weight_decay": 0.1}),
     "random_flip": Candidate(recipe={"flip": "random"}),
     "mixup": Candidate(recipe={"mixup": 0.4}),
-    "rotation_and_color": Candidate(recipe={"rotation": 15.0, "color_jitter": 0.2}),
 }
 
 

@@ -8,11 +8,9 @@ from data.augment import (
     crop,
     cutout,
     flip,
-    jitter_color,
     mix,
     normalize,
     pad,
-    rotate,
 )
 from data.cifar10 import (
     CLASSES,
@@ -44,10 +42,8 @@ __all__ = [
     "cutout",
     "find",
     "flip",
-    "jitter_color",
     "load",
     "mix",
     "normalize",
     "pad",
-    "rotate",
 ]

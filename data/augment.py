@@ -2,12 +2,11 @@
 
 The whole split lives on the training device as one uint8 tensor; each batch is cut out of it,
 augmented and normalised there by a handful of tensor operations. There are no worker processes
-and no per-image Python. `crop`, `flip`, `rotate`, `jitter_color`, `normalize`, `cutout` and `mix`
-are plain functions from a batch to a batch: what is random about them is passed in, so that each
-can be held against a slow oracle. `Loader` draws the random numbers of an epoch and composes them.
+and no per-image Python. `crop`, `flip`, `normalize`, `cutout` and `mix` are plain functions from a
+batch to a batch: what is random about them is passed in, so that each can be held against a slow
+oracle. `Loader` draws the random numbers of an epoch and composes them.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -30,8 +29,6 @@ class Augmentation:
     padding_mode: str = "reflect"  # what the padding shows: the mirrored image, or zeros (black)
     flip: str = "random"  # horizontal: a coin every epoch, or a coin once and alternating from then
     cutout: int = 0  # side of the square that is blanked, in pixels, 0 = none
-    rotation: float = 0.0  # about the centre, by up to so many degrees either way
-    color_jitter: float = 0.0  # brightness, contrast and saturation, each times 1 - it to 1 + it
     mixup: float = 0.0  # largest share of another image and of its label that is mixed in
 
     def __post_init__(self) -> None:
@@ -43,10 +40,6 @@ class Augmentation:
             raise DataError(f"crop padding {self.crop_padding}: choose 0 to 31 pixels")
         if not 0 <= self.cutout <= 32:
             raise DataError(f"cutout {self.cutout}: choose 0 to 32 pixels")
-        if not 0 <= self.rotation <= 180:
-            raise DataError(f"rotation {self.rotation}: choose 0 to 180 degrees")
-        if not 0 <= self.color_jitter < 1:
-            raise DataError(f"color jitter {self.color_jitter}: choose 0 or more, and less than 1")
         if not 0 <= self.mixup <= 0.5:
             raise DataError(f"mixup {self.mixup}: choose 0 to 0.5")
 
@@ -97,41 +90,6 @@ def flip(images: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask.view(-1, 1, 1, 1), images.flip(-1), images)
 
 
-def rotate(images: Tensor, angle: Tensor) -> Tensor:
-    """Turn floating-point images (N, C, H, H) about their centres by `angle` (N,), in radians, the
-    top to the left where it is positive. Bilinear; beyond the border the image is mirrored.
-    channels_last."""
-    identity = torch.eye(2, 3, dtype=images.dtype, device=images.device)[None]
-    # affine_grid refuses a batch of none, which a process's part may be: so one grid, turned.
-    grid = F.affine_grid(identity, [1, *images.shape[1:]], align_corners=False)  # (1, H, H, 2)
-    cos, sin = angle.cos(), angle.sin()
-    rotation = torch.stack([cos, sin, -sin, cos], 1).view(-1, 1, 2, 2)
-    turned = F.grid_sample(images, grid @ rotation, padding_mode="reflection", align_corners=False)
-    return turned.contiguous(memory_format=torch.channels_last)
-
-
-def jitter_color(
-    images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor
-) -> Tensor:
-    """Scale pixels of 0 to 255, floating-point (N, 3, H, W), then their distance from the mean of
-    the image's grey version, then from each pixel's own grey. The factors are (N,).
-
-    As torchvision's ColorJitter in that order, without its clipping between the three: only the
-    result is kept within 0 to 255.
-    """
-
-    def factor(x: Tensor) -> Tensor:
-        return x.view(-1, 1, 1, 1)
-
-    images = images * factor(brightness)
-    red, green, blue = images.split(1, 1)
-    grey = 0.2989 * red + 0.587 * green + 0.114 * blue  # ITU-R BT.601
-    # Both are linear: what contrast does to the grey version is known without another pass.
-    mean = grey.mean((2, 3), keepdim=True)
-    color = (images - grey) * factor(contrast * saturation)
-    return (color + (mean + (grey - mean) * factor(contrast))).clamp_(0, 255)
-
-
 def mix(images: Tensor, others: Tensor, share: Tensor) -> Tensor:
     """Blend floating-point tensors (N, ...): `share` (N,) of `others`, the rest of `images` (mixup,
     Zhang et al. 2018, https://arxiv.org/abs/1710.09412)."""
@@ -155,12 +113,12 @@ def cutout(images: Tensor, top: Tensor, left: Tensor, size: int) -> Tensor:
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
-    """(pixel / 255 - mean) / std of images (N, 3, H, W), computed in float32 and returned as
-    `dtype`; pixels are 0 to 255.
+    """(pixel / 255 - mean) / std of uint8 images (N, 3, H, W), computed in float32 and returned
+    as `dtype`.
 
     `mean` and `std` are float32, of pixels in [0, 1], and broadcast against the images.
     """
-    return images.to(torch.float32, copy=True).sub_(255 * mean).mul_(1 / (255 * std)).to(dtype)
+    return images.float().sub_(255 * mean).mul_(1 / (255 * std)).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -173,10 +131,6 @@ class _Epoch:
     flip: Tensor
     cutout_top: Tensor
     cutout_left: Tensor
-    angle: Tensor  # radians
-    brightness: Tensor
-    contrast: Tensor
-    saturation: Tensor
     share: Tensor  # of the image's partner in mixup
 
 
@@ -309,9 +263,6 @@ class Loader:
         def draw(count: int) -> Tensor:
             return torch.randint(count, (n,), generator=generator)
 
-        def uniform(low: float, high: float) -> Tensor:
-            return low + (high - low) * torch.rand(n, generator=generator)
-
         index = torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)
         crop_top = draw(2 * augmentation.crop_padding + 1)
         crop_left = draw(2 * augmentation.crop_padding + 1)
@@ -324,11 +275,8 @@ class Loader:
             # holds, and every other epoch shows it the other way round.
             first = torch.randint(2, (n,), generator=_generator(1, self.seed, 0)) == 1
             coin = first[index] ^ (epoch % 2 == 1)
-        rotation, jitter = augmentation.rotation, augmentation.color_jitter
-        drawn = (index, crop_top, crop_left, coin, cutout_top, cutout_left)
-        drawn += (uniform(-math.radians(rotation), math.radians(rotation)),)
-        drawn += tuple(uniform(1 - jitter, 1 + jitter) for _ in range(3))
-        drawn += (uniform(0, augmentation.mixup),)
+        share = augmentation.mixup * torch.rand(n, generator=generator)
+        drawn = (index, crop_top, crop_left, coin, cutout_top, cutout_left, share)
         return _Epoch(*(numbers.to(self.device) for numbers in drawn))
 
     def _augmented(self, epoch: _Epoch, part: slice) -> tuple[Tensor, Tensor]:
@@ -342,11 +290,6 @@ class Loader:
             images = crop(images, epoch.crop_top[part], epoch.crop_left[part], self._size)
         if augmentation.flip != "none":
             images = flip(images, epoch.flip[part])
-        if augmentation.rotation:
-            images = rotate(images.float(), epoch.angle[part])
-        if augmentation.color_jitter:
-            factors = (epoch.brightness[part], epoch.contrast[part], epoch.saturation[part])
-            images = jitter_color(images.float(), *factors)
         images = normalize(images, self._mean, self._std, self.dtype)
         if augmentation.cutout:
             top, left = epoch.cutout_top[part], epoch.cutout_left[part]
