@@ -1,14 +1,16 @@
 """Train named candidates for a short, fixed budget each and append a row for each to a table.
 
     python benchmarks/search.py --minutes 5 --data-dir DIR [--only NAME ...] [--seeds 0 1]
-    python benchmarks/search.py --epochs 20 --only full no_attention ... --seeds 0 1
+    python benchmarks/search.py --epochs 5 --only full no_attention ... --seeds 0 1
+    python benchmarks/search.py --speed --only full no_attention ...
     python benchmarks/search.py --figure plots/ablation.png
 
 The budget is in minutes of training on this machine (the epochs that fit are measured first), or
 in epochs where only what is learned matters and not its speed. Every candidate goes through its
 whole schedule, from warm-up to a learning rate of 0, on the 45,000 training images, and its moving
 average is scored once on the 5,000 validation images. The table, benchmarks/search.csv, is the
-record of what was tried.
+record of what was tried. Other work on the machine shows in its seconds an epoch; --speed prints
+those of steps that candidates take in turn, for comparison, and adds no row.
 """
 
 import argparse
@@ -16,7 +18,7 @@ import csv
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -33,12 +35,14 @@ import models
 import plots
 import recipe as recipes
 import utils
+from benchmarks import common
 from train import Run, Settings, build_loaders, build_run
 
 TABLE = Path(__file__).resolve().with_name("search.csv")
 IMAGE_SIZE = (3, 32, 32)
 TIMED_STEPS = 20
 WARM_UP_STEPS = 3
+REPETITIONS = 5
 COLUMNS = (
     "candidate",
     "seed",
@@ -125,19 +129,34 @@ def train_epoch(run: Run, batches: Iterable[tuple[Tensor, Tensor]]) -> engine.Me
     )
 
 
+def timer(candidate: Candidate, directory: Path, device: torch.device) -> Callable[[], float]:
+    """A function that takes a few steps and returns the seconds that an epoch of them takes."""
+    settings = settings_of(candidate, 1, 0, device)
+    loader, _, _ = build_loaders(settings, directory, device)
+    run = build_run(settings, device, len(loader))
+    batches = common.endless(loader)
+
+    def seconds_per_epoch() -> float:
+        train_epoch(run, islice(batches, WARM_UP_STEPS))
+        start = time.perf_counter()
+        train_epoch(run, islice(batches, TIMED_STEPS))
+        return (time.perf_counter() - start) / TIMED_STEPS * len(loader)
+
+    return seconds_per_epoch
+
+
 def epochs_within(
     minutes: float, candidate: Candidate, directory: Path, device: torch.device
 ) -> int:
     """How many epochs of the candidate this machine trains in `minutes`; one at least."""
-    settings = settings_of(candidate, 1, 0, device)
-    loader, _, _ = build_loaders(settings, directory, device)
-    run = build_run(settings, device, len(loader))
-    batches = iter(loader)
-    train_epoch(run, islice(batches, WARM_UP_STEPS))
-    start = time.perf_counter()
-    train_epoch(run, islice(batches, TIMED_STEPS))
-    seconds = (time.perf_counter() - start) / TIMED_STEPS * len(loader)
-    return max(1, int(60 * minutes / seconds))
+    return max(1, int(60 * minutes / timer(candidate, directory, device)()))
+
+
+def compare_speed(names: Iterable[str], directory: Path, device: torch.device) -> None:
+    """Print the seconds an epoch of candidates that train in turn: median and range."""
+    timers = {name: timer(CANDIDATES[name], directory, device) for name in names}
+    values = common.alternate(timers, REPETITIONS)
+    print(common.table([common.Row("speed", name, values[name], "s/epoch") for name in timers]))
 
 
 def measure(
@@ -209,6 +228,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--speed", action="store_true", help="compare the seconds an epoch")
     budget.add_argument("--figure", type=Path, metavar="FILE", help="draw the ablation, as a PNG")
     budget.add_argument("--minutes", type=float, metavar="X", help="of training a candidate")
     budget.add_argument("--epochs", type=int, metavar="N", help="of training a candidate")
@@ -226,6 +246,9 @@ def main(argv: list[str] | None = None) -> None:
         draw_ablation(arguments.output, arguments.figure)
         return
     device = utils.pick_device(arguments.device)
+    if arguments.speed:
+        compare_speed(arguments.only or CANDIDATES, arguments.data_dir, device)
+        return
     for seed in arguments.seeds:
         for name in arguments.only or CANDIDATES:
             candidate = CANDIDATES[name]

@@ -207,6 +207,21 @@ def test_every_candidate_can_be_trained(name):
         assert abs(parameters / whole - 1) < 0.05
 
 
+def test_the_search_compares_speed_in_turn_and_writes_no_row(tmp_path, monkeypatch, capsys):
+    turns, table = [], tmp_path / "search.csv"
+
+    def timer(candidate, directory, device):
+        seconds = iter(range(100 if candidate.recipe else 60, 1000, 2))
+        return lambda: turns.append(bool(candidate.recipe)) or next(seconds)
+
+    monkeypatch.setattr(search, "timer", timer)
+    search.main(["--speed", "--only", "full", "sgd", "--output", str(table)])
+    _, full, sgd = capsys.readouterr().out.splitlines()
+    assert full.split()[1:5] == ["full", "64", "60", "68"]
+    assert sgd.split()[1:5] == ["sgd", "104", "100", "108"]
+    assert turns[:4] == [False, True, True, False] and not table.exists()
+
+
 def test_the_ablation_is_drawn_at_its_largest_budget(tmp_path, monkeypatch):
     table, drawn = tmp_path / "search.csv", []
     for name, epochs, accuracy in (
