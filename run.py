@@ -279,6 +279,6 @@ def check_finite(run: Run, loss: float) -> None:
     lost = "a weight became infinite" if math.isfinite(loss) else f"the loss became {loss}"
     raise utils.RunError(
         f"{lost} by epoch {run.epoch + 1}, batch {run.batch} (step {run.scheduler.last_epoch}),"
-        f" at a learning rate of {run.learning_rate(1):.3g}; the checkpoint before it is intact:"
-        " try a lower --learning-rate"
+        f" at a learning rate of {run.learning_rate(1):.3g}; the last checkpoint,"
+        " if there is one yet, is intact: try a lower --learning-rate"
     )

@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +39,7 @@ from train import Run, Settings, build_loaders, build_run
 
 TABLE = Path(__file__).resolve().with_name("search.csv")
 IMAGE_SIZE = (3, 32, 32)
-TIMED_STEPS = 20
-WARM_UP_STEPS = 3
+TIMED_SECONDS = 4
 REPETITIONS = 5
 COLUMNS = (
     "candidate",
@@ -130,17 +128,18 @@ def train_epoch(run: Run, batches: Iterable[tuple[Tensor, Tensor]]) -> engine.Me
 
 
 def timer(candidate: Candidate, directory: Path, device: torch.device) -> Callable[[], float]:
-    """A function that takes a few steps and returns the seconds that an epoch of them takes."""
+    """A function that trains for a few seconds and returns those that an epoch takes."""
     settings = settings_of(candidate, 1, 0, device)
     loader, _, _ = build_loaders(settings, directory, device)
     run = build_run(settings, device, len(loader))
-    batches = common.endless(loader)
+
+    def train(batches: Iterable[tuple[Tensor, Tensor]]) -> int:
+        return train_epoch(run, batches).total
 
     def seconds_per_epoch() -> float:
-        train_epoch(run, islice(batches, WARM_UP_STEPS))
-        start = time.perf_counter()
-        train_epoch(run, islice(batches, TIMED_STEPS))
-        return (time.perf_counter() - start) / TIMED_STEPS * len(loader)
+        return loader.images / common.images_per_second(
+            train, common.endless(loader), seconds=TIMED_SECONDS, device=device
+        )
 
     return seconds_per_epoch
 
