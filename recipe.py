@@ -100,7 +100,7 @@ RECIPES = {
         padding_mode="zeros",
     ),
     "under100k": Recipe(
-        epochs=45,
+        epochs=100,
         batch_size=128,
         optimizer="muon",
         learning_rate=0.1,
@@ -112,6 +112,7 @@ RECIPES = {
         ema_decay=0.998,
         flip="alternating",
         cutout=8,
+        mixup=0.2,
     ),
 }
 

@@ -66,7 +66,7 @@ class Candidate:
 
 # What a budget of a few epochs asks for instead of the recipe's own, of every candidate: a shorter
 # average of the weights, and no more augmentation than so little training can use.
-BUDGET = {"ema_decay": 0.98, "cutout": 0}
+BUDGET = {"ema_decay": 0.98, "cutout": 0, "mixup": 0.0}
 
 # Without one of the five operations, which the config's switch replaces; the sizes keep the number
 # of parameters within 5 %.

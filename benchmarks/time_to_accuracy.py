@@ -38,12 +38,13 @@ EVALUATION_BATCH = 500
 # What the short recipe has otherwise than the network's own.
 SHORT = {
     "epochs": 2,
-    "batch_size": 64,
+    "batch_size": 80,
     "learning_rate": 0.1,
     "warmup": 0.2,
-    "ema_decay": 0.99,
+    "ema_decay": 0.98,
     "crop_padding": 0,
     "cutout": 0,
+    "mixup": 0.0,
 }
 # Pixels a side of the first epoch's images: two thirds of the time, and as much is learned.
 FIRST_SIZE = 24
