@@ -38,7 +38,7 @@ EVALUATION_BATCH = 500
 # What the short recipe has otherwise than the network's own.
 SHORT = {
     "epochs": 2,
-    "batch_size": 64,
+    "batch_size": 72,
     "learning_rate": 0.1,
     "warmup": 0.2,
     "ema_decay": 0.98,
