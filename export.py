@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 import data
-import engine
 import models
-import storage
 import utils
+from training import checkpoint as checkpoints
+from training import engine
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18
@@ -243,8 +243,8 @@ def report(
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     require_packages()
-    checkpoint = storage.load_checkpoint(arguments.checkpoint)
-    network = storage.rebuild(models.build, checkpoint, arguments.checkpoint)
+    checkpoint = checkpoints.load_checkpoint(arguments.checkpoint)
+    network = checkpoints.rebuild(models.build, checkpoint, arguments.checkpoint)
     classifier = PixelClassifier(network, **checkpoint["normalization"]).eval()
 
     from_sample = checkpoint["data"]["source"] == "sample"

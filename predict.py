@@ -21,8 +21,8 @@ from torch import Tensor, nn
 import data
 import models
 import plots
-import storage
 import utils
+from training import checkpoint as checkpoints
 
 SIZE = 32  # pixels, height and width, of what the network takes
 BATCH_SIZE = 100
@@ -179,8 +179,8 @@ def printable(path: Path) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
-    checkpoint = storage.load_checkpoint(arguments.checkpoint)
-    network = storage.rebuild(models.build, checkpoint, arguments.checkpoint).eval()
+    checkpoint = checkpoints.load_checkpoint(arguments.checkpoint)
+    network = checkpoints.rebuild(models.build, checkpoint, arguments.checkpoint).eval()
     classes = checkpoint["classes"]
     if not 1 <= arguments.top <= len(classes):
         raise utils.RunError(f"--top {arguments.top}: choose 1 to {len(classes)} classes")

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 import data
-import engine
-import explain
 import models
 import plots
-import storage
 import utils
+from models import explain
+from training import checkpoint as checkpoints
+from training import engine
 
 ROOT = Path(__file__).resolve().parent
 SPLITS = ("test", "val", "train")
@@ -65,7 +65,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def build_network(checkpoint: dict[str, Any], path: Path, device: torch.device) -> nn.Module:
     """The network that the checkpoint at `path` describes, with its weights, on `device`."""
-    model = storage.rebuild(models.build, checkpoint, path)
+    model = checkpoints.rebuild(models.build, checkpoint, path)
     return model.to(device, memory_format=torch.channels_last)
 
 
@@ -167,7 +167,7 @@ def main(argv: list[str] | None = None) -> None:
     precision = utils.pick_precision(arguments.precision, device)
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # CUDA's default rounds fp32 to TF32
 
-    checkpoint = storage.load_checkpoint(arguments.checkpoint)
+    checkpoint = checkpoints.load_checkpoint(arguments.checkpoint)
     model = build_network(checkpoint, arguments.checkpoint, device)
     from_sample = checkpoint["data"]["source"] == "sample"
     source = "sample" if arguments.data == "auto" and from_sample else arguments.data

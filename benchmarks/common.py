@@ -1,4 +1,4 @@
-"""What the benchmarks share: flags, data, a fair clock, the machine in words, and one table."""
+"""What the benchmarks share: flags, data, a training, a fair clock, the machine, and one table."""
 
 import argparse
 import os
@@ -6,16 +6,23 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
+from torch import Tensor
 
 import data
+import models
 import utils
+from training import engine
+from training.epochs import take_steps
+from training.recipe import Recipe
+from training.run import Run, build_loader, build_run
+from training.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM_UP = 2  # batches before the clock starts
@@ -88,6 +95,49 @@ def training_images(directory: Path, split: str, *, quick: bool) -> data.Split:
         pixels = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
         images = data.Split(pixels, torch.randint(10, (count,)), split, "noise")
     return first(images, QUICK_IMAGES) if quick else images
+
+
+def settings_for(
+    model: str, recipe: Recipe, split: data.Split, precision: torch.dtype, *, seed: int = 0
+) -> Settings:
+    """A run of that network on `split`; fewer images than a batch make one batch."""
+    return Settings(
+        model=model,
+        config=models.config_dict(model),
+        recipe=replace(recipe, batch_size=min(recipe.batch_size, len(split))),
+        source=split.source,
+        eval_split="none",
+        precision=utils.precision_name(precision),
+        seed=seed,
+    )
+
+
+def training_loader(
+    model: str, recipe: Recipe, split: data.Split, device: torch.device, precision: torch.dtype
+) -> data.Loader:
+    """The batches that the network trains on by `recipe`."""
+    settings = settings_for(model, recipe, split, precision)
+    return build_loader(settings, split, device, train=True)
+
+
+def fresh_run(
+    model: str, recipe: Recipe, split: data.Split, device: torch.device, *, seed: int = 0
+) -> tuple[Run, data.Loader]:
+    """What trains a fresh network of that name by `recipe`, and the batches of `split`."""
+    precision = utils.pick_precision("auto", device)
+    settings = settings_for(model, recipe, split, precision, seed=seed)
+    utils.seed_everything(seed)
+    loader = build_loader(settings, split, device, train=True)
+    return build_run(settings, device, len(loader)), loader
+
+
+def train(
+    run: Run,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    after_step: Callable[[Tensor], None] = lambda loss: None,
+) -> engine.Metrics:
+    """Take a step a batch; returns their metrics."""
+    return take_steps(run, batches, engine.RunningMetrics(run.device), after_step=after_step)
 
 
 def synchronize(device: torch.device) -> None:

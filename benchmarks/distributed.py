@@ -23,69 +23,29 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also when run as a file
 
 import data
-import distributed
-import engine
 import models
-import train
 import utils
 from benchmarks import common
 from benchmarks.common import Row
-from recipe import RECIPES
+from training import distributed, engine
+from training.epochs import take_steps
+from training.recipe import RECIPES
 
 MODEL = models.names()[0]
 STEPS = 16
 ENOUGH = 1.7  # times the images a second with two processes
 
 
-def build_run(split: data.Split, device: torch.device) -> tuple[train.Run, data.Loader]:
-    """This process's part of a training on `split`."""
-    precision = utils.pick_precision("auto", device)
-    settings = train.Settings(
-        model=MODEL,
-        config=models.config_dict(MODEL),
-        recipe=RECIPES[MODEL],
-        source=split.source,
-        eval_split="none",
-        precision=utils.precision_name(precision),
-        seed=0,
-    )
-    recipe = settings.recipe
-    loader = data.Loader(
-        split,
-        recipe.batch_size,
-        augmentation=train.augmentation_of(recipe),
-        seed=0,
-        device=device,
-        mean=data.MEAN,
-        std=data.STD,
-        dtype=precision,
-        shuffle=True,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
-    utils.seed_everything(0)
-    return train.build_run(settings, device, len(loader)), loader
-
-
 def rate(split: data.Split, device: torch.device, steps: int, *, communicate: bool) -> float:
     """Images a second of all processes together."""
-    run, loader = build_run(split, device)
-    model = run.model if communicate else utils.unwrap(run.model)
+    run, loader = common.fresh_run(MODEL, RECIPES[MODEL], split, device)
+    if not communicate:
+        run.model = utils.unwrap(run.model)
     batches, weights = iter(loader), loader.weights()
 
     def take(steps: int) -> None:
-        engine.train_epoch(
-            model,
-            islice(batches, steps),
-            run.optimizer,
-            run.scheduler,
-            run.ema,
-            run.scaler,
-            engine.RunningMetrics(device),
-            label_smoothing=run.settings.recipe.label_smoothing,
-            precision=utils.PRECISIONS[run.settings.precision],
-            weights=weights,
-        )
+        metrics = engine.RunningMetrics(device)
+        take_steps(run, islice(batches, steps), metrics, weights=weights)
         common.synchronize(device)
 
     take(common.WARM_UP)

@@ -16,8 +16,8 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-import engine
 from data import Split
+from training import engine
 
 MODEL = "baseline"
 EPOCHS = 50

@@ -23,9 +23,9 @@ import data
 import models
 import plots
 import utils
-from benchmarks import common, ours
+from benchmarks import common
 from benchmarks.common import Row
-from recipe import RECIPES
+from training.recipe import RECIPES
 
 MODEL = models.names()[0]
 IMAGES = (2_000, 6_000, 16_000, 50_000)
@@ -36,11 +36,11 @@ Sweep = dict[int, Callable[[], float]]  # what is varied -> measure the seconds 
 
 def time_epoch(split: data.Split, device: torch.device) -> float:
     """Seconds of a whole epoch over `split`, its random numbers and metrics included."""
-    trained = ours.build(MODEL, RECIPES[MODEL], split, device)
-    trained.train(islice(trained.loader, common.WARM_UP))
+    run, loader = common.fresh_run(MODEL, RECIPES[MODEL], split, device)
+    common.train(run, islice(loader, common.WARM_UP))
     common.synchronize(device)
     start = time.perf_counter()
-    trained.train(trained.loader)
+    common.train(run, loader)
     common.synchronize(device)
     return time.perf_counter() - start
 
@@ -52,10 +52,11 @@ def time_steps(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        trained = ours.build(MODEL, replace(RECIPES[MODEL], batch_size=batch_size), split, device)
+        recipe = replace(RECIPES[MODEL], batch_size=batch_size)
+        run, loader = common.fresh_run(MODEL, recipe, split, device)
         rate = common.images_per_second(
-            lambda batches: trained.train(batches).total,
-            common.endless(trained.loader),
+            lambda batches: common.train(run, batches).total,
+            common.endless(loader),
             seconds=seconds,
             device=device,
         )

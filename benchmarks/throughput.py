@@ -13,63 +13,34 @@ On an accelerator the shares are taken with a wait after each part, so that none
 """
 
 import functools
-import io
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice, repeat
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile, record_function
 from torchvision.transforms import v2
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also when run as a file
 
 import data
-import engine
 import models
 import utils
-from benchmarks import common, ours, reference
+from benchmarks import common, reference
 from benchmarks.common import Row
+from benchmarks.processes import FIRST_STEP, PEAK_MEMORY, run_child
 from benchmarks.resnet20 import ResNet20
-from recipe import RECIPES
+from benchmarks.shares import SHARES, progress, record_parts, shares_of_a_step
+from training import engine
+from training.recipe import RECIPES
 
-SHARES = ("data", "forward", "backward", "optimizer", "EMA", "statistics", "logging")
 OVERHEAD = ("data", "statistics", "logging")
 PROFILED_STEPS = 20
-
-# Runs train.py with the arguments given, and ends the process after the first training step.
-FIRST_STEP = """
-import os, sys
-import engine, train
-
-train_epoch = engine.train_epoch
-
-def end(loss):
-    loss.item()
-    print("first step", flush=True)
-    os._exit(0)
-
-engine.train_epoch = lambda *args, **kwargs: train_epoch(*args, **{**kwargs, "after_step": end})
-train.main(sys.argv[1:])
-"""
-# Prints the peak resident memory of the command given, in bytes, as the last line. A process starts
-# with its parent's peak for its own, so it takes this parent, which is small, to see a child's.
-PEAK_MEMORY = """
-import resource, subprocess, sys
-
-code = subprocess.run(sys.argv[1:], stdout=sys.stderr).returncode
-unit = 1 if sys.platform == "darwin" else 1024
-print(unit * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-sys.exit(code)
-"""
 
 
 @dataclass(frozen=True)
@@ -120,11 +91,12 @@ def measure_data(conditions: Conditions) -> list[Row]:
     name, size = utils.precision_name(precision), reference.BATCH_SIZE
     fp32, trained = "our loader, fp32", f"our loader, {name}"
     pil = "PIL transforms, DataLoader of {} workers"
+    loader = common.training_loader
     sources: dict[str, Callable[[], Iterable[tuple[Tensor, Tensor]]]] = {
-        fp32: functools.partial(ours.build_loader, split, plain, device, torch.float32),
-        trained: functools.partial(ours.build_loader, split, plain, device, precision),
+        fp32: functools.partial(loader, reference.MODEL, plain, split, device, torch.float32),
+        trained: functools.partial(loader, reference.MODEL, plain, split, device, precision),
         f"{trained}, augmented for {default}": functools.partial(
-            ours.build_loader, split, full, device, precision
+            loader, default, full, split, device, precision
         ),
         **{
             pil.format(n): functools.partial(
@@ -152,37 +124,23 @@ def measure_data(conditions: Conditions) -> list[Row]:
     return rows
 
 
-def progress(model: nn.Module, device: torch.device) -> Callable[[Tensor], None]:
-    """What train.py does after a step: the weights are checked and the loss goes to a progress bar,
-    here one that nobody sees; on an accelerator, where looking means waiting, every 50th step."""
-    bar = tqdm(file=io.StringIO())
-
-    def after_step(loss: Tensor) -> None:
-        if device.type == "cpu" or bar.n % 50 == 0:
-            utils.is_finite(model)
-            bar.set_description_str(f"loss={loss.item():.4f} batch_id={bar.n}", refresh=False)
-        bar.update()
-
-    return after_step
-
-
 def measure_training(conditions: Conditions) -> list[Row]:
     return [row for name in models.names() for row in training_rows(name, conditions)]
 
 
 def training_rows(name: str, conditions: Conditions) -> list[Row]:
     split, device, recipe = conditions.split, conditions.device, RECIPES[name]
-    trained = ours.build(name, recipe, split, device)
-    size = trained.loader.batch_size
+    run, loader = common.fresh_run(name, recipe, split, device)
+    size = loader.batch_size
     model = models.build(name).to(device)
     optimizer = reference.build_optimizer(model, 0)
     reference_loader = reference.build_loader(split, device, batch_size=size)
-    after_step = progress(trained.model, device)
+    after_step = progress(run.model, device)
 
     def ours_a_second() -> float:
         return conditions.images_per_second(
-            lambda batches: trained.train(batches, after_step=after_step).total,
-            common.endless(trained.loader),
+            lambda batches: common.train(run, batches, after_step).total,
+            common.endless(loader),
             5,
         )
 
@@ -205,70 +163,15 @@ def training_rows(name: str, conditions: Conditions) -> list[Row]:
     return [*rows, Row("training", f"{name}: ours / reference", times, "x", at_least=target)]
 
 
-def recorded(part: str, function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """`function`, with its time on the profiler's record under the name of `part`."""
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        with record_function(part):
-            result = function(*args, **kwargs)
-            common.synchronize(device)
-        return result
-
-    return call
-
-
-def record_parts(trained: ours.Training, device: torch.device) -> None:
-    """Have the parts of a step that are `trained`'s own recorded from now on."""
-    model, optimizer, scaler = trained.model, trained.optimizer, trained.scaler
-    model.forward = recorded("forward", model.forward, device)
-    optimizer.zero_grad = recorded("optimizer", optimizer.zero_grad, device)
-    scaler.step = recorded("optimizer", scaler.step, device)
-    scaler.update = recorded("optimizer", scaler.update, device)
-    trained.scheduler.step = recorded("optimizer", trained.scheduler.step, device)
-    if trained.ema is not None:
-        trained.ema.update_parameters = recorded("EMA", trained.ema.update_parameters, device)
-    scale = scaler.scale
-
-    def scale_and_record(loss: Tensor) -> Tensor:
-        scaled = scale(loss)
-        scaled.backward = recorded("backward", scaled.backward, device)
-        return scaled
-
-    scaler.scale = scale_and_record
-
-
-def shares_of_a_step(trained: ours.Training, device: torch.device, steps: int) -> dict[str, float]:
-    """Profile `steps` steps of what `record_parts` has seen to: the fraction of their time that
-    each part takes, and "other", together 1; and the values "read" from the device a step."""
-    metrics = engine.RunningMetrics(device)
-    metrics.update = recorded("statistics", metrics.update, device)
-    metrics.compute = recorded("statistics", metrics.compute, device)
-    after_step = recorded("logging", progress(trained.model, device), device)
-    iterator = common.endless(trained.loader)
-    trained.train(islice(iterator, common.WARM_UP))
-    batches = islice(iterator, steps)
-    next_batch = recorded("data", lambda: next(batches, None), device)
-    with profile(activities=[ProfilerActivity.CPU]) as profiler, record_function("all"):
-        trained.train(iter(next_batch, None), metrics=metrics, after_step=after_step)
-    events = {event.key: event for event in profiler.key_averages()}
-    total = events["all"].cpu_time_total
-    shares = {
-        part: events[part].cpu_time_total / total if part in events else 0.0 for part in SHARES
-    }
-    shares["other"] = 1 - sum(shares.values())
-    reads = "aten::_local_scalar_dense"
-    shares["read"] = events[reads].count / steps if reads in events else 0.0
-    return shares
-
-
 def measure_shares(conditions: Conditions) -> list[Row]:
     device, rows = conditions.device, []
     steps = 3 if conditions.quick else PROFILED_STEPS
     for name in models.names():
-        trained = ours.build(name, RECIPES[name], conditions.split, device)
-        record_parts(trained, device)
-        shares = [shares_of_a_step(trained, device, steps) for _ in range(conditions.repetitions)]
+        run, loader = common.fresh_run(name, RECIPES[name], conditions.split, device)
+        record_parts(run, device)
+        shares = [
+            shares_of_a_step(run, loader, device, steps) for _ in range(conditions.repetitions)
+        ]
         for part in (*SHARES, "other"):
             rows.append(Row("shares", f"{name}: {part}", [100 * s[part] for s in shares], "%"))
         overhead = [100 * sum(s[part] for part in OVERHEAD) for s in shares]
@@ -319,20 +222,6 @@ def train_arguments(conditions: Conditions, eval_split: str, output: str) -> lis
         "--output": output,
     }
     return [str(word) for pair in values.items() for word in pair]
-
-
-def run_child(command: list[str]) -> str:
-    """Run a Python program in the root of the repository; returns what it printed.
-
-    Raises:
-        utils.RunError: it failed.
-    """
-    child = subprocess.run(
-        [sys.executable, *command], cwd=common.ROOT, capture_output=True, text=True
-    )
-    if child.returncode:
-        raise utils.RunError(f"train.py failed: {child.stderr.strip().splitlines()[-1:]}")
-    return child.stdout
 
 
 def measure_memory(conditions: Conditions) -> list[Row]:

@@ -25,16 +25,16 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also when run as a file
 
 import data
-import engine
 import models
 import plots
 import utils
-from benchmarks import common, ours, reference
+from benchmarks import common, reference
 from benchmarks.common import Row
-from recipe import RECIPES, Recipe, RecipeError
+from training import engine
+from training.recipe import RECIPES, Recipe, RecipeError
+from training.run import EVALUATION_BATCH, build_loader
 
 ACCURACY = 82.19  # per cent, on the test split after 50 epochs: the notebook that we set out from
-EVALUATION_BATCH = 500
 # What the short recipe has otherwise than the network's own.
 SHORT = {
     "epochs": 2,
@@ -103,50 +103,27 @@ def run_ours(
     seed: int,
 ) -> list[Scored]:
     """Our loop with a fresh network, to the accuracy or the end of the recipe."""
-    trained = ours.build(model, recipe, train, device, seed=seed)
-    eval_loader = evaluation_loader(val, device, trained.precision, data.MEAN, data.STD)
+    run, loader = common.fresh_run(model, recipe, train, device, seed=seed)
+    eval_loader = build_loader(run.settings, val, device, train=False)
 
     def train_epoch(epoch: int) -> engine.Metrics:
-        trained.begin_epoch(epoch)
-        return trained.train(shrunk(trained.loader, FIRST_SIZE) if epoch == 0 else trained.loader)
+        run.epoch = epoch
+        run.begin_epoch()
+        loader.set_epoch(epoch)
+        return common.train(run, shrunk(loader, FIRST_SIZE) if epoch == 0 else loader)
 
     def evaluate() -> float:
-        evaluation = engine.evaluate(trained.scored, eval_loader, precision=trained.precision)
+        evaluation = engine.evaluate(run.scored, eval_loader, precision=run.precision)
         return evaluation.metrics.accuracy
 
-    return until_accurate(
-        train_epoch,
-        evaluate,
-        epochs=recipe.epochs,
-        accuracy=accuracy,
-        device=device,
-    )
+    epochs = recipe.epochs
+    return until_accurate(train_epoch, evaluate, epochs=epochs, accuracy=accuracy, device=device)
 
 
 def shrunk(batches: engine.Batches, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches with square images of `size` pixels a side."""
     for images, labels in batches:
         yield F.interpolate(images, size=(size, size), mode="bilinear"), labels
-
-
-def evaluation_loader(
-    split: data.Split,
-    device: torch.device,
-    dtype: torch.dtype,
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> data.Loader:
-    return data.Loader(
-        split,
-        min(EVALUATION_BATCH, len(split)),
-        augmentation=None,
-        seed=0,
-        device=device,
-        mean=mean,
-        std=std,
-        dtype=dtype,
-        shuffle=False,
-    )
 
 
 class ReferenceRun:
@@ -157,8 +134,16 @@ class ReferenceRun:
         self.device = device
         self.model = models.build(reference.MODEL).to(device)
         self.loader = reference.build_loader(train, device)
-        self.eval_loader = evaluation_loader(
-            val, device, torch.float32, reference.MEAN, reference.STD
+        self.eval_loader = data.Loader(
+            val,
+            min(EVALUATION_BATCH, len(val)),
+            augmentation=None,
+            seed=0,
+            device=device,
+            mean=reference.MEAN,
+            std=reference.STD,
+            dtype=torch.float32,
+            shuffle=False,
         )
         self.optimizer = reference.build_optimizer(self.model, 0)
         self.scored: list[Scored] = []

@@ -4,7 +4,6 @@ from data.augment import (
     FLIPS,
     PADDING_MODES,
     Augmentation,
-    Loader,
     crop,
     cutout,
     flip,
@@ -12,18 +11,9 @@ from data.augment import (
     normalize,
     pad,
 )
-from data.cifar10 import (
-    CLASSES,
-    DEFAULT_DIRECTORY,
-    MEAN,
-    SOURCES,
-    SPLITS,
-    STD,
-    DataError,
-    Split,
-    find,
-    load,
-)
+from data.cifar10 import CLASSES, MEAN, STD, Split, load
+from data.files import DEFAULT_DIRECTORY, SOURCES, SPLITS, DataError, find
+from data.loader import Loader
 
 __all__ = [
     "CLASSES",

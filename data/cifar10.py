@@ -1,21 +1,14 @@
-"""CIFAR-10 (Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html) on disk: find it,
-verify it, split it.
+"""CIFAR-10 and the built-in sample as tensors: read them from their files, cut them into splits.
 
-Two official formats are read, the python version (pickles) and the binary version. Either way a
-batch of 10,000 images is brought to the binary version's bytes, and those are compared with the
-official MD5, so that both give the same tensors and no damaged image reaches a network. A sample
-of 2,500 images is built into the repository (see sample/README.md).
+Either format's batch of 10,000 images is brought to the binary version's bytes, and those are
+compared with the official MD5, so that both give the same tensors and no damaged image reaches a
+network (`files.py`). A sample of 2,500 images is built into the repository (see sample/README.md).
 """
 
 import csv
-import hashlib
 import io
-import logging
 import pickle
-import socket
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +16,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.datasets import CIFAR10
-from torchvision.datasets.utils import check_integrity
+
+from data import files
+from data.files import DataError
 
 CLASSES = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -32,31 +26,12 @@ CLASSES = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship"
 MEAN = (0.49140, 0.48216, 0.44653)
 STD = (0.24703, 0.24349, 0.26159)
 
-SOURCES = ("auto", "cifar10", "sample")
-SPLITS = ("train", "val", "train+val", "test")
-DEFAULT_DIRECTORY = Path(__file__).resolve().parent / "raw"
-
-# MD5 of each batch in the binary version: 10,000 records of a label byte and 3,072 pixel bytes
-# (1,024 red, 1,024 green, 1,024 blue, row by row).
-TRAIN_BATCHES = {
-    "data_batch_1": "5dd7e06a14cb22eb9f671a540d1b7c25",
-    "data_batch_2": "5ea93a67294ea407fff1d09f752e9692",
-    "data_batch_3": "942cd6a4bcdd0dd3c604fbe906cb4421",
-    "data_batch_4": "ae636b3ba5c66a11e91e8cb52e771fcb",
-    "data_batch_5": "53f37980c15c3d472c316c40844f3f0d",
-}
-TEST_BATCHES = {"test_batch": "803d5f7f4d78ea53de84dbe85f74fb6d"}
+# A batch in the binary version: 10,000 records of a label byte and 3,072 pixel bytes (1,024 red,
+# 1,024 green, 1,024 blue, row by row).
 BATCH_SIZE = 10_000
 SIZE = 32  # pixels, height and width
 PIXELS = 3 * SIZE * SIZE
 RECORD = 1 + PIXELS
-
-# torchvision's own checksums of the python version's files, which are pickles.
-PICKLES = {name: md5 for name, md5 in CIFAR10.train_list + CIFAR10.test_list}
-PICKLE_BYTES = 40_000_000  # one takes 31 million; a larger file is not worth its checksum
-BINARY_FOLDER = "cifar-10-batches-bin"
-PYTHON_FOLDER = CIFAR10.base_folder
-SUFFIXES = {BINARY_FOLDER: ".bin", PYTHON_FOLDER: ""}  # in the order of preference
 
 VALIDATION_PER_CLASS = 500
 VALIDATION_SEED = 2009
@@ -73,16 +48,6 @@ SHEET_ROWS, SHEET_COLUMNS = 20, 25  # images on a sheet
 SHEET_BYTES = LABEL_BYTES = 2_000_000  # a file larger than this is none of ours
 SHEETS = 5
 
-REMEDY = "replace it with an intact copy, or remove its folder to have CIFAR-10 downloaded again"
-DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte from the server
-
-log = logging.getLogger(__name__)
-
-
-class DataError(Exception):
-    """The data asked for is not there, is damaged or makes no sense; one line that says what to
-    do about it."""
-
 
 @dataclass(frozen=True)
 class Split:
@@ -97,40 +62,6 @@ class Split:
         return len(self.labels)
 
 
-def find(
-    source: str, directory: str | Path, *, need: tuple[str, ...], download_url: str | None = None
-) -> str:
-    """Make sure that the splits of `need` can be loaded; returns "cifar10" or "sample", which is
-    what `load` takes.
-
-    "cifar10" looks under `directory` and, where no CIFAR-10 is there, has torchvision download the
-    python version to it, from `download_url` if given (the archive's address, or that of its
-    folder with a slash at the end). "auto" does the same, but where the download fails it logs
-    why and falls back to the sample. The sample has no test images, which `load` says, not this.
-
-    Raises DataError where the download fails, or where CIFAR-10 is on disk but lacks a file that
-    `need` asks for: what is on disk is never passed over in favour of the sample.
-    """
-    if source not in SOURCES:
-        raise DataError(f"unknown data source {source!r}: choose one of {', '.join(SOURCES)}")
-    for split in need:
-        _check_split(split)
-    if source == "sample":
-        return source
-    directory = Path(directory)
-    if not _on_disk(directory):
-        try:
-            _download(directory, download_url)
-        except DataError as error:
-            if source == "cifar10":
-                raise
-            log.warning("%s", error)
-            return "sample"
-    for split in need:
-        _folder_with(directory, split)
-    return "cifar10"
-
-
 def load(source: str, directory: str | Path, split: str) -> Split:
     """Read, verify and cut out one split.
 
@@ -139,13 +70,13 @@ def load(source: str, directory: str | Path, split: str) -> Split:
     built-in sample: train 2,000, val 500, train+val 2,500. Raises DataError where the split is
     not there or its content is not the official one.
     """
-    _check_split(split)
+    files.check_split(split)
     if source == "sample":
         return _load_sample(split)
     if source != "cifar10":
         raise DataError(f"unknown data source {source!r}: choose cifar10 or sample")
-    batches = _batches(split)
-    folder = _folder_with(Path(directory), split)
+    batches = files.batches_of(split)
+    folder = files.folder_with(Path(directory), split)
     labels = np.empty(len(batches) * BATCH_SIZE, np.int64)
     pixels = np.empty((len(labels), PIXELS), np.uint8)
     for i, (batch, md5) in enumerate(batches.items()):
@@ -176,118 +107,20 @@ def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.setdiff1d(np.arange(len(labels)), val), val
 
 
-# ----------------------------------------------------------------------------- download and search
-
-
-def _download(directory: Path, url: str | None) -> None:
-    """Have torchvision download the python version; DataError where that fails."""
-
-    class Mirrored(CIFAR10):
-        pass
-
-    if url:
-        Mirrored.url = url + CIFAR10.filename if url.endswith("/") else url
-    directory = _root(directory)
-    try:
-        with _socket_timeout(DOWNLOAD_TIMEOUT):
-            Mirrored(directory, train=False, download=True)
-    except Exception as error:  # a server or an archive can fail in any way; the remedy is one
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(
-            f"cannot download CIFAR-10 from {Mirrored.url} to {directory} ({reason}): name a mirror"
-            " with --download-url, a folder that holds it with --data-dir, or use --data sample"
-        ) from error
-
-
-@contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    """torchvision sets none, so that a server that falls silent would hang it for ever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _check_split(split: str) -> None:
-    if split not in SPLITS:
-        raise DataError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
-
-
-def _batches(split: str) -> dict[str, str]:
-    return TEST_BATCHES if split == "test" else TRAIN_BATCHES
-
-
-def _on_disk(directory: Path) -> dict[Path, list[str]]:
-    """The folders of CIFAR-10 in `directory`, which may be one itself, and the batches that have
-    a file there; in order of preference."""
-    try:
-        if directory.exists() and not directory.is_dir():
-            raise DataError(f"{directory} is not a folder: name the one that holds CIFAR-10")
-        found = {}
-        for name, suffix in SUFFIXES.items():
-            folder = _root(directory) / name
-            files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-            present = [b for b in (*TRAIN_BATCHES, *TEST_BATCHES) if b + suffix in files]
-            if present:
-                found[folder] = present
-        return found
-    except OSError as error:
-        raise DataError(
-            f"cannot look for CIFAR-10 in {directory} ({error.strerror}): name another folder"
-            " with --data-dir"
-        ) from error
-
-
-def _root(directory: Path) -> Path:
-    """The folder that holds CIFAR-10's folder, also where the latter is named itself."""
-    return directory.resolve().parent if directory.resolve().name in SUFFIXES else directory
-
-
-def _folder_with(directory: Path, split: str) -> Path:
-    """The folder under `directory` that has the files of `split`; DataError if none has."""
-    found = _on_disk(directory)
-    if not found:
-        raise DataError(
-            f"no CIFAR-10 in {directory}: put {PYTHON_FOLDER} or {BINARY_FOLDER} there, or name"
-            " another folder with --data-dir"
-        )
-    missing = {
-        folder: [batch + SUFFIXES[folder.name] for batch in _batches(split) if batch not in present]
-        for folder, present in found.items()
-    }
-    folder = min(missing, key=lambda folder: len(missing[folder]))
-    if not missing[folder]:
-        return folder
-    lack = f"{folder} has no {', '.join(missing[folder])}"
-    if split == "test":
-        raise DataError(
-            f"the test split is not on disk: {lack}; add it, or score the validation split with"
-            " --eval-split val (test.py: --split val)"
-        )
-    raise DataError(
-        f"the {split} split is not on disk: {lack}; add what is missing, or remove the folder to"
-        " have CIFAR-10 downloaded again"
-    )
-
-
-# ------------------------------------------------------------------------------ read and verify
+# ------------------------------------------------------------------------------ the two formats
 
 
 def _read_batch(folder: Path, batch: str, md5: str) -> np.ndarray:
     """The records (10,000, 3,073) uint8 of one batch, verified."""
-    path = folder / (batch + SUFFIXES[folder.name])
-    read = _read_binary if folder.name == BINARY_FOLDER else _read_pickle
+    path = folder / (batch + files.SUFFIXES[folder.name])
+    read = _read_binary if folder.name == files.BINARY_FOLDER else _read_pickle
     try:
         content = read(path, batch)
     except OSError as error:
-        raise DataError(f"cannot read {batch} from {path} ({error.strerror}); {REMEDY}") from error
-    if _md5(content) != md5:
         raise DataError(
-            f"{batch} is damaged: the content of {path} does not have the official MD5 {md5};"
-            f" {REMEDY}"
-        )
+            f"cannot read {batch} from {path} ({error.strerror}); {files.REMEDY}"
+        ) from error
+    files.verify_content(content, path, batch, md5)
     return np.frombuffer(content, np.uint8).reshape(BATCH_SIZE, RECORD)
 
 
@@ -295,7 +128,7 @@ def _read_binary(path: Path, batch: str) -> bytes:
     size, expected = path.stat().st_size, BATCH_SIZE * RECORD
     if size != expected:
         raise DataError(
-            f"{batch} is damaged: {path} has {size:,} bytes instead of {expected:,}; {REMEDY}"
+            f"{batch} is damaged: {path} has {size:,} bytes instead of {expected:,}; {files.REMEDY}"
         )
     return path.read_bytes()
 
@@ -303,16 +136,15 @@ def _read_binary(path: Path, batch: str) -> bytes:
 def _read_pickle(path: Path, batch: str) -> bytes:
     """The binary version's bytes of one file of the python version. Nothing is unpickled that does
     not have the checksum that torchvision knows for it."""
-    if path.stat().st_size > PICKLE_BYTES or not check_integrity(path, PICKLES[batch]):
-        raise DataError(
-            f"{batch} is damaged: {path} does not have the official MD5 {PICKLES[batch]}; {REMEDY}"
-        )
+    files.verify_pickle(path, batch)
     try:
         entry = _Unpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
         labels = np.asarray(entry[b"labels"], np.uint8).reshape(-1, 1)
         return np.hstack([labels, entry[b"data"]]).tobytes()
     except (pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError) as error:
-        raise DataError(f"{batch} is damaged: {path} does not hold a batch; {REMEDY}") from error
+        raise DataError(
+            f"{batch} is damaged: {path} does not hold a batch; {files.REMEDY}"
+        ) from error
 
 
 class _Unpickler(pickle.Unpickler):
@@ -398,8 +230,4 @@ def _read_sheet(name: str) -> Tensor:
 def content_md5(images: Tensor, labels: Tensor) -> str:
     """MD5 of images (N, 3, 32, 32) and labels (N,) as records of the binary version."""
     label_bytes = labels.numpy().astype(np.uint8)[:, None]
-    return _md5(np.hstack([label_bytes, images.reshape(-1, PIXELS).numpy()]).tobytes())
-
-
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+    return files.md5(np.hstack([label_bytes, images.reshape(-1, PIXELS).numpy()]).tobytes())

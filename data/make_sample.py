@@ -18,18 +18,17 @@ from PIL import Image
 
 from data.cifar10 import (
     CLASSES,
-    DEFAULT_DIRECTORY,
     SAMPLE_DIRECTORY,
     SAMPLE_FIELDS,
     SAMPLE_LABELS,
     SHEET_COLUMNS,
     SHEET_ROWS,
     SIZE,
-    DataError,
     content_md5,
     load,
     split_indices,
 )
+from data.files import DEFAULT_DIRECTORY, DataError
 
 SHEET_IMAGES = SHEET_ROWS * SHEET_COLUMNS
 PER_CLASS = {"train": 200, "val": 50}

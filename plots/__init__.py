@@ -1,20 +1,16 @@
 """The figures that a run and the README show."""
 
-from .figures import (
+from plots.evaluation import (
     MAX_EXPLANATIONS,
     MAX_PREDICTIONS,
-    ablation,
-    augmentation,
     class_accuracy,
     confusion_matrix,
     explanations,
-    landscape,
     mistakes,
     predictions,
-    scaling,
-    time_to_accuracy,
-    validation,
 )
+from plots.reports import ablation, landscape, scaling, time_to_accuracy
+from plots.training import augmentation, validation
 
 __all__ = [
     "MAX_EXPLANATIONS",

@@ -1,15 +1,21 @@
-"""What several test files need: the scripts as programs, and a checkpoint in the released form."""
+"""What several test files need: the scripts as programs, a checkpoint in the released form, and
+CIFAR-10, a fake of it or the real one."""
 
+import os
 import runpy
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from fakes import BATCHES, FAKE_BATCH, Fake, md5
+from torchvision.datasets import CIFAR10
 
 import data
 import models
-import storage
+from data import cifar10, files
+from training import checkpoint as checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -83,5 +89,46 @@ def weights(network, tmp_path_factory):
         "epoch": 0,
         "history": [],
     }
-    storage.save_checkpoint(path, content)
+    checkpoints.save_checkpoint(path, content)
     return path
+
+
+# ----------------------------------------------------------------------------------------- CIFAR-10
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """A Fake whose checksums the code takes for the official ones."""
+    fake = Fake()
+    for table, batches in (("TRAIN_BATCHES", BATCHES[:5]), ("TEST_BATCHES", BATCHES[5:])):
+        monkeypatch.setattr(files, table, {b: md5(fake.binary[b]) for b in batches})
+    pickles = [[batch, md5(content)] for batch, content in fake.python.items()]
+    monkeypatch.setattr(files, "PICKLES", dict(pickles))
+    monkeypatch.setattr(cifar10, "BATCH_SIZE", FAKE_BATCH)
+    monkeypatch.setattr(cifar10, "VALIDATION_PER_CLASS", 2)
+    monkeypatch.setattr(CIFAR10, "train_list", pickles[:5])
+    monkeypatch.setattr(CIFAR10, "test_list", pickles[5:])
+    return fake
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture(scope="session")
+def real_directory():
+    places = [os.environ.get("CIFAR10_DIR"), ROOT / "data" / "raw", ROOT.parent / "shared" / "data"]
+    for place in places:
+        if place and files.on_disk(Path(place)):
+            return Path(place)
+    pytest.skip("CIFAR-10 is not on disk")
+
+
+@pytest.fixture(scope="session")
+def real(real_directory):
+    return data.load("cifar10", real_directory, "train+val")

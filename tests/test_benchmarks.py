@@ -11,13 +11,12 @@ import torch
 
 import data
 import models
-import plots
-import recipe as recipes
-from benchmarks import common, ours, reference, scaling, search, throughput, time_to_accuracy
+from benchmarks import common, processes, reference, scaling, shares, throughput, time_to_accuracy
 from benchmarks.common import Row
 from benchmarks.resnet20 import ResNet20
 from benchmarks.time_to_accuracy import Scored
-from recipe import RECIPES
+from training.recipe import RECIPES
+from training.run import build_run
 from utils import count_parameters
 
 CPU = torch.device("cpu")
@@ -32,17 +31,17 @@ def noise(count: int) -> data.Split:
 def test_both_loops_take_the_same_steps():
     """In float32, on the same batches, they differ in rounding alone."""
     split = noise(48)
-    trained = ours.build("baseline", RECIPES["baseline"], split, CPU)
-    trained.precision = torch.float32
+    settings = common.settings_for("baseline", RECIPES["baseline"], split, torch.float32)
+    run = build_run(settings, CPU, 3)
     batches = [(torch.randn(16, 3, 32, 32), labels) for labels in split.labels.split(16)]
-    model = copy.deepcopy(trained.model)
+    model = copy.deepcopy(run.model)
     torch.manual_seed(1)  # of dropout
     theirs = reference.train_epoch(model, batches, reference.build_optimizer(model, 0), CPU)
     torch.manual_seed(1)
-    metrics = trained.train(batches)
+    metrics = common.train(run, batches)
     assert (metrics.correct, metrics.total) == (theirs.correct, theirs.total)
     assert metrics.loss == pytest.approx(theirs.loss, rel=1e-4)
-    for value, expected in zip(trained.model.parameters(), model.parameters(), strict=True):
+    for value, expected in zip(run.model.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -69,9 +68,9 @@ def test_throughput_reports_rates_ratios_and_shares(tmp_path, capsys, monkeypatc
     assert all(row.median > 0 for row in rows if row.part != "shares")
     median = {row.measure: row.median for row in rows}
     for name in models.names():
-        shares = [median[f"{name}: {part}"] for part in (*throughput.SHARES, "other")]
-        assert sum(shares) == pytest.approx(100)
-        assert shares[-1] < 20 and median[f"{name}: backward"] > 10
+        parts = [median[f"{name}: {part}"] for part in (*shares.SHARES, "other")]
+        assert sum(parts) == pytest.approx(100)
+        assert parts[-1] < 20 and median[f"{name}: backward"] > 10
     assert median["under100k: EMA"] > 0 == median["baseline: EMA"]
     ratio = median["our loader, fp32"] / median["PIL transforms, DataLoader of 2 workers"]
     assert median["our loader, fp32 / PIL, 2 workers"] == pytest.approx(ratio)
@@ -89,7 +88,7 @@ def test_what_needs_cifar10_is_left_out_without_it(tmp_path, capsys):
 
 def test_peak_memory_is_that_of_the_child_alone():
     child = [sys.executable, "-c", "memory = bytearray(10**8)"]
-    peak = int(throughput.run_child(["-c", throughput.PEAK_MEMORY, *child]))
+    peak = int(processes.run_child(["-c", processes.PEAK_MEMORY, *child]))
     assert 1e8 < peak < 1.4e8  # this process, with PyTorch in it, is larger
 
 
@@ -187,55 +186,3 @@ def test_a_benchmark_runs_as_a_file_and_says_what_is_wrong_in_one_line(tmp_path)
     result = subprocess.run(command, cwd=common.ROOT, capture_output=True, text=True)
     assert result.returncode == 2 and result.stderr.count("\n") == 1
     assert "no CIFAR-10 in" in result.stderr
-
-
-# ------------------------------------------------------------------------------------ the search
-
-
-@pytest.mark.parametrize("name", search.CANDIDATES)
-def test_every_candidate_can_be_trained(name):
-    candidate = search.CANDIDATES[name]
-    settings = search.settings_of(candidate, 3, 1, CPU)
-    assert settings.recipe.epochs == 3 and settings.seed == 1
-    model = models.build(settings.model, **settings.config)
-    recipes.build_optimizer(model, settings.recipe)
-    parameters, whole = (
-        count_parameters(network) for network in (model, models.build(settings.model))
-    )
-    assert parameters < 101_000
-    if name in search.ABLATION:
-        assert abs(parameters / whole - 1) < 0.05
-
-
-def test_the_search_compares_speed_in_turn_and_writes_no_row(tmp_path, monkeypatch, capsys):
-    turns, table = [], tmp_path / "search.csv"
-
-    def timer(candidate, directory, device):
-        seconds = iter(range(100 if candidate.recipe else 60, 1000, 2))
-        return lambda: turns.append(bool(candidate.recipe)) or next(seconds)
-
-    monkeypatch.setattr(search, "timer", timer)
-    search.main(["--speed", "--only", "full", "sgd", "--output", str(table)])
-    _, full, sgd = capsys.readouterr().out.splitlines()
-    assert full.split()[1:5] == ["full", "64", "60", "68"]
-    assert sgd.split()[1:5] == ["sgd", "104", "100", "108"]
-    assert turns[:4] == [False, True, True, False] and not table.exists()
-
-
-def test_the_ablation_is_drawn_at_its_largest_budget(tmp_path, monkeypatch):
-    table, drawn = tmp_path / "search.csv", []
-    for name, epochs, accuracy in (
-        ("full", 4, 0.8),
-        ("full", 16, 0.95),
-        ("full", 12, 0.9),
-        ("full", 12, 0.91),
-        ("sgd", 20, 0.7),
-        ("no_dilated", 12, 0.89),
-    ):
-        row = dict.fromkeys(search.COLUMNS, 0)
-        row |= {"candidate": name, "epochs": epochs, "val_accuracy": accuracy, "parameters": 96118}
-        search.append(row, table)
-    monkeypatch.setattr(plots, "ablation", lambda accuracies, path, title: drawn.append(accuracies))
-    search.main(["--figure", str(tmp_path / "x.png"), "--output", str(table)])
-    whole, without = "full (96,118 parameters)", "no dilated (96,118 parameters)"
-    assert drawn == [{whole: [0.9, 0.91], without: [0.89]}]

@@ -18,10 +18,10 @@ import pytest
 import torch
 
 import data
-import engine
 import models
-import storage
 import utils
+from training import checkpoint as checkpoints
+from training import engine
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = {"validation.png", "class_accuracy.png", "confusion_matrix.png", "augmentation.png"}
@@ -316,7 +316,7 @@ def test_normalisation_is_the_checkpoints(run, program, tmp_path):
     checkpoint = load(run / "weights.pt")
     checkpoint["normalization"]["std"] = [2 * x for x in checkpoint["normalization"]["std"]]
     checkpoint["state_dict"]["conv1.weight"] *= 2
-    storage.save_checkpoint(tmp_path / "doubled.pt", checkpoint)
+    checkpoints.save_checkpoint(tmp_path / "doubled.pt", checkpoint)
     arguments = ["--checkpoint", tmp_path / "doubled.pt", "--output", tmp_path / "figures"]
     _, out, _ = program("test.py", *arguments, "--device", "cpu")
     assert scores_of(out) == last_scores(run)
@@ -402,7 +402,7 @@ def test_a_checkpoint_of_another_network(refused, run, tmp_path, script, flag, n
     if "training" in checkpoint:
         checkpoint["training"]["settings"]["model"] = model
         checkpoint["training"]["settings"]["config"] = checkpoint["config"]
-    storage.save_checkpoint(tmp_path / name, checkpoint)
+    checkpoints.save_checkpoint(tmp_path / name, checkpoint)
     before = contents(tmp_path)
     line = refused(script, flag, tmp_path / name)
     assert "another network" in line or "unknown network" in line

@@ -18,17 +18,19 @@ import torch
 from torch import nn
 
 import data
-import distributed
-import engine
-import recipe as recipes
-import storage
 import train
 import utils
+from training import checkpoint as checkpoints
+from training import distributed, engine, epochs
+from training.optimizer import build_ema, build_optimizer, build_scheduler
+from training.recipe import Recipe
+from training.run import Run
+from training.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 IMAGES, BATCH = 15, 7  # batches of 7, 7 and 1: parts of 4 and 3, and of 1 and 0
-RECIPE = recipes.Recipe(
+RECIPE = Recipe(
     epochs=3,
     batch_size=BATCH,
     optimizer="sgd",
@@ -87,10 +89,10 @@ def trained(*, norm, epochs):
     """What a few epochs make of the network, by as many processes as there are."""
     rank, world_size = distributed.rank(), distributed.world_size()
     model = distributed.wrap(network(norm=norm), CPU)
-    optimizer = recipes.build_optimizer(model, RECIPE)
+    optimizer = build_optimizer(model, RECIPE)
     shown = loader(rank, world_size)
-    scheduler = recipes.build_scheduler(optimizer, RECIPE, len(shown))
-    ema = recipes.build_ema(utils.unwrap(model), RECIPE)
+    scheduler = build_scheduler(optimizer, RECIPE, len(shown))
+    ema = build_ema(utils.unwrap(model), RECIPE)
     metrics = []
     for epoch in range(epochs):
         shown.set_epoch(epoch)
@@ -115,9 +117,9 @@ def trained(*, norm, epochs):
 def evaluated():
     """A split that the batches do not divide, and whose last batch is too short for all."""
     shown = loader(distributed.rank(), distributed.world_size(), shuffle=False)
-    settings = train.Settings("", {}, RECIPE, "sample", "val", "fp32", 0)
-    run = train.Run(settings, network(norm=True), None, None, None, None, CPU, None)
-    evaluation = train.evaluate(run, shown, utils.Interruption(agree=distributed.highest))
+    settings = Settings("", {}, RECIPE, "sample", "val", "fp32", 0)
+    run = Run(settings, network(norm=True), None, None, None, None, CPU, None)
+    evaluation = epochs.evaluate(run, shown, utils.Interruption(agree=distributed.highest))
     return {"logits": evaluation.logits, "labels": evaluation.labels}
 
 
@@ -140,14 +142,14 @@ def shortened(monkeypatch):
 
 def interrupt_after(monkeypatch, step):
     """SIGTERM reaches one process alone, after that step."""
-    call = train.Monitor.__call__
+    call = epochs.Monitor.__call__
 
     def monitor(self, loss):
         if self.run.scheduler.last_epoch == step:
             os.kill(os.getpid(), signal.SIGTERM)
         call(self, loss)
 
-    monkeypatch.setattr(train.Monitor, "__call__", monitor)
+    monkeypatch.setattr(epochs.Monitor, "__call__", monitor)
 
 
 def run_train(port, *flags):
@@ -226,7 +228,7 @@ def job(tmp_path_factory):
 
 def same(one, other):
     """Whether nested content is equal to the last bit."""
-    return storage.checksum({"content": one}) == storage.checksum({"content": other})
+    return checkpoints.checksum({"content": one}) == checkpoints.checksum({"content": other})
 
 
 # ------------------------------------------------------------------------------------ the parts
@@ -306,7 +308,7 @@ def test_an_evaluation_is_that_of_one_process(job):
 def test_a_signal_to_one_stops_both_at_the_same_step(job):
     folder, results = job
     assert [result["interrupted"] for result in results] == [128 + signal.SIGTERM] * 2
-    checkpoint = storage.load_checkpoint(folder / "interrupted" / "last.pt")
+    checkpoint = checkpoints.load_checkpoint(folder / "interrupted" / "last.pt")
     assert (checkpoint["epoch"], checkpoint["training"]["batch"]) == (1, 2)
     assert checkpoint["training"]["metrics"]["total"] == 2 * 83
     said = (folder / "0.txt").read_text()
@@ -316,7 +318,7 @@ def test_a_signal_to_one_stops_both_at_the_same_step(job):
 
 def comparable(path):
     """A checkpoint without what the clock says."""
-    checkpoint = storage.load_checkpoint(path)
+    checkpoint = checkpoints.load_checkpoint(path)
     for row in checkpoint["history"]:
         del row["seconds"], row["images_per_second"]
     del checkpoint["training"]["seconds"], checkpoint["checksum"]
@@ -342,8 +344,8 @@ def test_a_resume_by_one_process(job, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train.py"])
     train.main(["--resume", str(tmp_path / "run" / "last.pt")])
     assert f"/{SHOWN} (" in capsys.readouterr().out
-    resumed = storage.load_checkpoint(tmp_path / "run" / "last.pt")
-    whole = storage.load_checkpoint(folder / "whole" / "last.pt")
+    resumed = checkpoints.load_checkpoint(tmp_path / "run" / "last.pt")
+    whole = checkpoints.load_checkpoint(folder / "whole" / "last.pt")
     assert "others" not in resumed["training"]["random"]
     assert resumed["history"][0]["eval_loss"] == whole["history"][0]["eval_loss"]
     for row, other in zip(resumed["history"], whole["history"], strict=True):
@@ -406,7 +408,7 @@ def test_a_process_that_dies_ends_the_job(rank, tmp_path, program):
     assert "another process of this training ended" in line and "is intact" in line
     assert f"torchrun --nproc-per-node=2 {ROOT / 'train.py'} --resume {output / 'last.pt'}" in line
     assert 'train.py", line' not in err  # no traceback of ours
-    checkpoint = storage.load_checkpoint(output / "last.pt")
+    checkpoint = checkpoints.load_checkpoint(output / "last.pt")
     assert checkpoint["training"]["scheduler"]["last_epoch"] > 0
     assert {"config.json", "augmentation.png"} <= {path.name for path in output.iterdir()}
     status, out, _ = program("train.py", "--resume", output / "last.pt", "--device", "cpu")
@@ -438,7 +440,7 @@ def test_two_machines_train_together(tmp_path):
         raise
     assert [node.returncode for node in nodes] == [0, 0], said
     assert "Epoch 1/1" in said[0][0] and said[1][0] == ""
-    checkpoint = storage.load_checkpoint(output / "last.pt")
+    checkpoint = checkpoints.load_checkpoint(output / "last.pt")
     assert len(checkpoint["training"]["random"]["others"]) == 1
     assert checkpoint["training"]["scheduler"]["last_epoch"] == len(checkpoint["history"]) * 25
 

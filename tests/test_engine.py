@@ -14,9 +14,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import data
-import engine
 import models
-import recipe
+from training import engine
+from training.optimizer import build_optimizer, build_scheduler
+from training.recipe import Recipe
 
 CPU = torch.device("cpu")
 NO_SCALING = GradScaler("cpu", enabled=False)
@@ -246,9 +247,9 @@ def test_default_network_learns_64_images_by_heart():
     )
     model = models.build(models.names()[0])
     model = model.to(memory_format=torch.channels_last)
-    plan = recipe.Recipe(30, 16, "muon", 0.1, "linear", warmup=0.2)
-    optimizer = recipe.build_optimizer(model, plan)
-    scheduler = recipe.build_scheduler(optimizer, plan, len(loader))
+    plan = Recipe(30, 16, "muon", 0.1, "linear", warmup=0.2)
+    optimizer = build_optimizer(model, plan)
+    scheduler = build_scheduler(optimizer, plan, len(loader))
     for epoch in range(plan.epochs):
         loader.set_epoch(epoch)
         train_epoch(model, loader, optimizer=optimizer, scheduler=scheduler)

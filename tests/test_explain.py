@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import explain
 import models
+from models import explain
 from models.blocks import EfficientChannelAttention
 
 

@@ -1,18 +1,12 @@
-"""What a recipe does to the learning rate, the momentum and the weights, step by step."""
+"""The recipes: their values, the ranges of these, and a flag for each."""
 
-import copy
 import dataclasses
 
 import pytest
-import torch
-from torch import nn
-from torch.optim import SGD, AdamW
 
 import models
-import recipe
 import train
-from models.blocks import PointwiseConv2d
-from recipe import RECIPES, Recipe, RecipeError
+from training.recipe import RECIPES, Recipe, RecipeError
 
 NO_MATRIX = ("baseline", "muon")  # it has no pointwise convolution as a matrix
 PLAIN = Recipe(epochs=10, batch_size=8, optimizer="sgd", learning_rate=0.5, schedule="linear")
@@ -20,66 +14,6 @@ PLAIN = Recipe(epochs=10, batch_size=8, optimizer="sgd", learning_rate=0.5, sche
 
 def plain(**changes):
     return dataclasses.replace(PLAIN, **changes)
-
-
-def follow(plan, steps_per_epoch):
-    """Learning rate and momentum of every step, as a run sees them, and the epochs that start
-    with an optimizer that has forgotten its state."""
-    model = nn.Linear(2, 2)
-    optimizer = recipe.build_optimizer(model, plan)
-    scheduler = recipe.build_scheduler(optimizer, plan, steps_per_epoch)
-    rates, momenta, forgetful = [], [], []
-    for epoch in range(plan.epochs):
-        recipe.begin_epoch(optimizer, plan, epoch)
-        if not optimizer.state:
-            forgetful.append(epoch)
-        for _ in range(steps_per_epoch):
-            rates.append(optimizer.param_groups[0]["lr"])
-            momenta.append(optimizer.param_groups[0]["momentum"])
-            model(torch.ones(1, 2)).sum().backward()
-            optimizer.step()
-            scheduler.step()
-    assert all(group["lr"] == scheduler.get_last_lr()[0] for group in optimizer.param_groups)
-    return rates, momenta, forgetful
-
-
-# -------------------------------------------------------------------------------------- schedule
-
-
-def test_linear_schedule_without_warmup():
-    rates, momenta, _ = follow(plain(), 4)
-    assert rates == pytest.approx([0.5 * (1 - step / 40) for step in range(40)])
-    assert set(momenta) == {0.9}
-
-
-@pytest.mark.parametrize(
-    "schedule, values",
-    [  # of 100 steps, 20 warm up; 40, 60 and 80 are a quarter, half and three quarters down
-        ("linear", {20: 1.0, 40: 0.75, 60: 0.5, 80: 0.25, 99: 1 / 80}),
-        ("cosine", {20: 1.0, 40: 0.8535534, 60: 0.5, 80: 0.1464466, 99: 0.0003855}),
-    ],
-)
-def test_schedule_after_a_warmup(schedule, values):
-    rates, _, _ = follow(plain(schedule=schedule, warmup=0.2), 10)
-    assert rates[:20] == pytest.approx([0.5 * (step + 1) / 21 for step in range(20)])
-    for step, factor in values.items():
-        assert rates[step] == pytest.approx(0.5 * factor, rel=1e-4)
-
-
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_schedule_ends_at_zero(schedule):
-    factor = recipe.learning_rate_factor(plain(schedule=schedule, warmup=0.3), 7)
-    assert factor(70) == pytest.approx(0, abs=1e-12)
-    assert min(factor(step) for step in range(70)) > 0
-
-
-def test_baseline_follows_the_notebook():
-    """0.01 and momentum 0.9 to epoch 24, 0.001 and 0.7 from 25, 0.0001 and 0.9 from 40, with a
-    new optimizer at each change; epochs counted from 0."""
-    rates, momenta, forgetful = follow(RECIPES["baseline"], 3)
-    assert rates == pytest.approx([0.01] * 75 + [0.001] * 45 + [0.0001] * 30)
-    assert momenta == [0.9] * 75 + [0.7] * 45 + [0.9] * 30
-    assert forgetful == [0, 25, 40]
 
 
 def test_baseline_recipe_is_the_notebooks():
@@ -101,128 +35,6 @@ def test_baseline_recipe_is_the_notebooks():
         flip="random",
         cutout=0,
     )
-
-
-@pytest.mark.parametrize("epochs", [1, 2, 3, 7, 10, 33, 100])
-def test_rate_and_momentum_change_in_the_same_epoch(epochs):
-    plan = dataclasses.replace(RECIPES["baseline"], epochs=epochs)
-    rates, momenta, _ = follow(plan, 2)
-    pairs = list(zip(rates, momenta, strict=True))
-    assert pairs[::2] == pairs[1::2]
-    different = list(dict.fromkeys(pairs))
-    assert different == [(0.01, 0.9), (0.001, 0.7), (0.0001, 0.9)][: len(different)]
-    assert len(different) == 3 or epochs < 5
-
-
-def test_milestones_count_for_their_schedule_alone():
-    plan = dataclasses.replace(RECIPES["baseline"], schedule="linear")
-    _, momenta, forgetful = follow(plan, 1)
-    assert set(momenta) == {0.9} and forgetful == [0]
-
-
-# ------------------------------------------------------------------------ optimizer and average
-
-
-@pytest.mark.parametrize(
-    "name, optimizer",
-    [(name, o) for name in models.names() for o in recipe.OPTIMIZERS if (name, o) != NO_MATRIX],
-)
-def test_weight_decay_shrinks_kernels_alone(name, optimizer):
-    """A step with gradients of 0 moves what is decayed, and nothing else."""
-    model = models.build(name)
-    plan = plain(optimizer=optimizer, weight_decay=0.1, muon_weight_decay=0.1, nesterov=False)
-    stepper = recipe.build_optimizer(model, plan)
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    for p in model.parameters():
-        p.grad = torch.zeros_like(p)
-    stepper.step()
-    for module_name, module in model.named_modules():
-        for short, p in module.named_parameters(recurse=False):
-            name = f"{module_name}.{short}"
-            kernel = short == "weight" and not isinstance(module, nn.BatchNorm2d)
-            expected = before[name] * (0.95 if kernel else 1)
-            torch.testing.assert_close(p.detach(), expected, msg=name)
-
-
-def test_optimizer_is_the_one_asked_for():
-    model = nn.Linear(2, 2)
-    sgd = recipe.build_optimizer(model, plain(momentum=0.8))
-    adamw = recipe.build_optimizer(model, plain(optimizer="adamw"))
-    assert isinstance(sgd, SGD) and isinstance(adamw, AdamW)
-    assert [group["momentum"] for group in sgd.param_groups] == [0.8, 0.8]
-    assert all(group["nesterov"] for group in sgd.param_groups)
-    assert all(group["lr"] == 0.5 for group in (*sgd.param_groups, *adamw.param_groups))
-
-
-def pointwise_network():
-    torch.manual_seed(0)
-    return nn.Sequential(PointwiseConv2d(3, 4, bias=True), nn.Flatten(), nn.Linear(16, 10))
-
-
-def step(optimizer, model, seed):
-    """One step with random gradients that only `seed` decides."""
-    generator = torch.Generator().manual_seed(seed)
-    for p in model.parameters():
-        p.grad = torch.randn(p.shape, generator=generator)
-    optimizer.step()
-
-
-def test_muon_moves_matrices_along_all_directions_and_the_rest_as_sgd_does():
-    plan = plain(optimizer="muon", learning_rate=0.1, momentum=0.0)
-    networks = {name: pointwise_network() for name in ("muon", "sgd")}
-    for name, model in networks.items():
-        step(recipe.build_optimizer(model, dataclasses.replace(plan, optimizer=name)), model, 1)
-    start, muon, sgd = (
-        dict(model.named_parameters()) for model in (pointwise_network(), *networks.values())
-    )
-    for name in start.keys() - {"0.weight"}:
-        assert torch.equal(muon[name], sgd[name]) and not torch.equal(muon[name], start[name])
-    singular_values = torch.linalg.svdvals(muon["0.weight"] - start["0.weight"])
-    # 0.1, up to Newton and Schulz's rough convergence, and a factor for matrices that are no square
-    assert 0.06 < singular_values.min() and singular_values.max() < 0.14
-
-
-def test_muon_goes_on_after_a_checkpoint_where_it_was():
-    plan = plain(optimizer="muon", momentum=0.9, weight_decay=0.1, muon_weight_decay=0.1)
-    model = pointwise_network()
-    optimizer = recipe.build_optimizer(model, plan)
-    step(optimizer, model, 1)
-    other = pointwise_network()
-    other.load_state_dict(model.state_dict())
-    resumed = recipe.build_optimizer(other, plan)
-    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    for seed in (2, 3):
-        for one, network in ((optimizer, model), (resumed, other)):
-            for group in one.param_groups:
-                group["lr"] = 0.1 * seed  # reaches the optimizers within
-            step(one, network, seed)
-    for p, q in zip(model.parameters(), other.parameters(), strict=True):
-        assert torch.equal(p, q)
-
-
-def test_muon_without_a_matrix_is_refused():
-    with pytest.raises(RecipeError, match="muon is for networks"):
-        recipe.build_optimizer(models.build("baseline"), plain(optimizer="muon"))
-
-
-def test_no_momentum_is_possible():
-    follow(plain(momentum=0.0), 1)
-
-
-def test_moving_average_covers_weights_and_statistics():
-    model = nn.BatchNorm2d(3)
-    assert recipe.build_ema(model, plain(ema_decay=0.0)) is None
-    ema = recipe.build_ema(model, plain(ema_decay=0.75))
-    ema.update_parameters(model)
-    with torch.no_grad():
-        model.weight.add_(1)
-        model.running_mean.add_(1)
-    ema.update_parameters(model)
-    torch.testing.assert_close(ema.module.weight.detach(), torch.full((3,), 1.25))
-    torch.testing.assert_close(ema.module.running_mean, torch.full((3,), 0.25))
-
-
-# ------------------------------------------------------------------------------- values and flags
 
 
 @pytest.mark.parametrize(

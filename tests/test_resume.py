@@ -1,13 +1,11 @@
 """Nothing lost: a training that is stopped, killed, starved or fed with damaged files.
 
-Most runs are of train.py's `main` in this process, on a few images and without figures. The kills
-and the fuzz are short runs of the tools that do the same at length (benchmarks/).
+Most runs are of train.py's `main` in this process, on a few images and without figures.
 """
 
 import csv
 import functools
 import os
-import random
 import resource
 import shlex
 import shutil
@@ -15,20 +13,24 @@ import signal
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 
 import data
 import models
-import storage
 import train
 import utils
-from benchmarks import mutants
 from benchmarks.common import first
-from benchmarks.fuzz import digest, interrupted_after
-from run import LOOK_EVERY, Monitor
+from stress.fuzz import digest, interrupted_after
+from training import checkpoint as checkpoints
+from training import settings
+from training.epochs import LOOK_EVERY, Monitor
+from training.run import build_run
+from training.settings import settings_of
 
+ROOT = Path(train.__file__).resolve().parent
 IMAGES, STEPS = 40, 3  # a training epoch: batches of 16, 16 and 8
 EPOCHS = 2
 
@@ -72,7 +74,7 @@ def undisturbed(command, tmp_path):
     """What a run comes to that nothing stops."""
     folder = tmp_path / "undisturbed"
     assert command(*FP32, "--output", folder)[0] == 0
-    return digest(storage.load_checkpoint(folder / storage.LAST))
+    return digest(checkpoints.load_checkpoint(folder / checkpoints.LAST))
 
 
 def epochs_of(folder):
@@ -116,24 +118,24 @@ def test_resuming_is_exact_from_anywhere(command, tmp_path, model, precision, em
     for checks in (2, 2, 2):  # of the signals: after each step, and before each batch evaluated
         with interrupted_after(checks):
             assert command(*flags, "--output", tmp_path / "b", "--resume", "auto")[0] == 143
-        saved = storage.load_checkpoint(tmp_path / "b" / storage.LAST)
+        saved = checkpoints.load_checkpoint(tmp_path / "b" / checkpoints.LAST)
         positions.append((saved["epoch"], saved["training"]["batch"]))
     assert positions == [(0, 2), (0, STEPS), (1, 1)]
     assert command(*flags, "--output", tmp_path / "b", "--resume", "auto")[0] == 0
-    for name in (storage.LAST, storage.PREVIOUS):
-        one, other = (storage.load_checkpoint(tmp_path / run / name) for run in "ab")
-        if name == storage.LAST:
+    for name in (checkpoints.LAST, checkpoints.PREVIOUS):
+        one, other = (checkpoints.load_checkpoint(tmp_path / run / name) for run in "ab")
+        if name == checkpoints.LAST:
             assert digest(one) == digest(other)
     assert epochs_of(tmp_path / "b") == [1, 2]
-    one, other = (storage.load_checkpoint(tmp_path / run / "weights.pt") for run in "ab")
+    one, other = (checkpoints.load_checkpoint(tmp_path / run / "weights.pt") for run in "ab")
     assert all(torch.equal(one["state_dict"][k], v) for k, v in other["state_dict"].items())
 
 
 def test_checkpoints_come_within_an_epoch_too(command, tmp_path, monkeypatch):
     saved = []
-    original = storage.save_latest
+    original = checkpoints.save_latest
     monkeypatch.setattr(
-        storage,
+        checkpoints,
         "save_latest",
         lambda folder, content: (
             saved.append((content["epoch"], content["training"]["batch"])),
@@ -151,10 +153,10 @@ def test_checkpoints_come_within_an_epoch_too(command, tmp_path, monkeypatch):
 def test_the_row_of_a_resumed_epoch_is_that_of_the_whole_epoch(command, tmp_path, undisturbed):
     with interrupted_after(2):
         command(*FP32, "--output", tmp_path / "a")
-    saved = storage.load_checkpoint(tmp_path / "a" / storage.LAST)["training"]
+    saved = checkpoints.load_checkpoint(tmp_path / "a" / checkpoints.LAST)["training"]
     assert saved["metrics"]["total"] == 32 and saved["seconds"] > 0
-    command("--resume", tmp_path / "a" / storage.LAST)
-    row = storage.load_checkpoint(tmp_path / "a" / storage.LAST)["history"][0]
+    command("--resume", tmp_path / "a" / checkpoints.LAST)
+    row = checkpoints.load_checkpoint(tmp_path / "a" / checkpoints.LAST)["history"][0]
     assert row["seconds"] > saved["seconds"]
     assert row["images_per_second"] == pytest.approx(IMAGES / row["seconds"])
 
@@ -163,7 +165,7 @@ def test_a_row_that_a_kill_left_out_is_written(command, tmp_path):
     assert command(*FP32, "--output", tmp_path / "a")[0] == 0
     for name in ("history.csv", "weights.pt"):
         (tmp_path / "a" / name).unlink()
-    status, out, _ = command("--resume", tmp_path / "a" / storage.LAST)
+    status, out, _ = command("--resume", tmp_path / "a" / checkpoints.LAST)
     assert status == 0 and "Train set" not in out
     assert epochs_of(tmp_path / "a") == [1, 2] and (tmp_path / "a" / "weights.pt").exists()
 
@@ -180,13 +182,13 @@ def test_a_signal_saves_and_says_how_to_go_on(
         at_step(patch, 2, lambda run, loss: os.kill(os.getpid(), number) or loss)
         ended, out, err = command(*FP32, "--output", run, "--data-dir", folder)
     assert ended == status and err == ""
-    saved = storage.load_checkpoint(run / storage.LAST)
+    saved = checkpoints.load_checkpoint(run / checkpoints.LAST)
     assert (saved["epoch"], saved["training"]["batch"]) == (0, 2)  # the step was finished
     words = shlex.split(out.splitlines()[-1])
     assert words[:2] == ["python", "train.py"] and str(folder) in words
     ended, _, err = command(*words[2:])
     assert ended == 0, err
-    assert digest(storage.load_checkpoint(run / storage.LAST)) == undisturbed
+    assert digest(checkpoints.load_checkpoint(run / checkpoints.LAST)) == undisturbed
 
 
 # ------------------------------------------------------------------------------------ --resume auto
@@ -199,12 +201,12 @@ def test_one_command_in_a_loop(command, tmp_path, undisturbed):
         with interrupted_after(4):
             statuses.append(command(*flags)[0])
     assert statuses == [143, 143, 0]
-    assert digest(storage.load_checkpoint(tmp_path / "a" / storage.LAST)) == undisturbed
+    assert digest(checkpoints.load_checkpoint(tmp_path / "a" / checkpoints.LAST)) == undisturbed
     assert command(*flags)[0] == 0  # it is over
 
 
 def test_auto_without_a_folder_takes_the_newest_of_the_network(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "ROOT", tmp_path)
+    monkeypatch.setattr(settings, "RUNS", tmp_path / "runs")
     for name in ("baseline-1", "baseline-2", "under100k-3"):
         with interrupted_after(1):
             command(*FP32, "--model", name.split("-")[0], "--output", tmp_path / "runs" / name)
@@ -219,7 +221,7 @@ def test_auto_without_a_folder_takes_the_newest_of_the_network(command, tmp_path
 def test_what_is_settled_may_be_said_again_but_not_changed(command, tmp_path):
     with interrupted_after(1):
         command(*FP32, "--output", tmp_path / "a")
-    last = tmp_path / "a" / storage.LAST
+    last = tmp_path / "a" / checkpoints.LAST
     before = last.read_bytes()
     status, _, err = command(*FP32, "--resume", last, "--seed", "1", "--flip", "none")
     assert status == 2 and err.count("\n") == 1
@@ -249,24 +251,24 @@ def test_the_checkpoint_before_stands_in_for_a_damaged_one(command, tmp_path, un
     run = tmp_path / "a"
     with interrupted_after(2):
         command(*FP32, "--output", run, "--checkpoint-minutes", "0")
-    damage(run / storage.LAST)
-    older = (run / storage.PREVIOUS).read_bytes()
+    damage(run / checkpoints.LAST)
+    older = (run / checkpoints.PREVIOUS).read_bytes()
     with interrupted_after(1):
         status, _, err = command(*FP32, "--output", run, "--resume", "auto")
     assert status == 143
-    assert err.count("\n") == 1 and f"going on from {storage.PREVIOUS}" in err
+    assert err.count("\n") == 1 and f"going on from {checkpoints.PREVIOUS}" in err
     if damage is not os.remove:  # the damaged file is gone, what stood in for it is not
-        assert (run / storage.PREVIOUS).read_bytes() == older
+        assert (run / checkpoints.PREVIOUS).read_bytes() == older
     status, _, err = command(*FP32, "--output", run, "--resume", "auto")
     assert (status, err) == (0, "")
-    assert digest(storage.load_checkpoint(run / storage.LAST)) == undisturbed
+    assert digest(checkpoints.load_checkpoint(run / checkpoints.LAST)) == undisturbed
 
 
 def test_two_damaged_checkpoints_are_never_overwritten(command, tmp_path):
     run = tmp_path / "a"
     with interrupted_after(2):
         command(*FP32, "--output", run, "--checkpoint-minutes", "0")
-    for name in (storage.LAST, storage.PREVIOUS):
+    for name in (checkpoints.LAST, checkpoints.PREVIOUS):
         truncate(run / name)
     before = {path: path.read_bytes() for path in run.iterdir()}
     status, _, err = command(*FP32, "--output", run, "--resume", "auto")
@@ -295,14 +297,14 @@ def test_two_damaged_checkpoints_are_never_overwritten(command, tmp_path):
     ],
 )
 def test_a_training_that_does_not_fit_is_refused(command, interrupted, tmp_path, change):
-    path = tmp_path / "run" / storage.LAST
+    path = tmp_path / "run" / checkpoints.LAST
     path.parent.mkdir()
-    content = storage.load_checkpoint(interrupted)
+    content = checkpoints.load_checkpoint(interrupted)
     change(content["training"])
-    storage.save_checkpoint(path, content)
+    checkpoints.save_checkpoint(path, content)
     status, _, err = command("--resume", path)
     assert status == 2 and err.count("\n") == 1, err
-    assert storage.load_checkpoint(path)["epoch"] == content["epoch"]  # it is still there
+    assert checkpoints.load_checkpoint(path)["epoch"] == content["epoch"]  # it is still there
 
 
 @pytest.fixture(scope="module")
@@ -315,7 +317,7 @@ def interrupted(tmp_path_factory):
         patch.setattr(sys, "argv", ["train.py"])
         with pytest.raises(SystemExit):
             train.main([*FP32, "--output", str(folder)])
-    return folder / storage.LAST
+    return folder / checkpoints.LAST
 
 
 # --------------------------------------------------------------------------------------- divergence
@@ -338,7 +340,7 @@ def test_divergence_ends_the_run_after_the_step(command, tmp_path, monkeypatch, 
     assert status == 2 and err.count("\n") == 1
     assert "epoch 2, batch 2 (step 5)" in err and "learning rate of 0.001" in err
     assert "infinite" in err if lose is lose_a_weight else "the loss became nan" in err
-    saved = storage.load_checkpoint(tmp_path / "a" / storage.LAST)
+    saved = checkpoints.load_checkpoint(tmp_path / "a" / checkpoints.LAST)
     assert (saved["epoch"], saved["training"]["batch"]) == (1, 1)
 
 
@@ -348,7 +350,7 @@ def test_a_checkpoint_never_holds_a_lost_weight(command, tmp_path, monkeypatch):
     monkeypatch.setitem(LOOK_EVERY, "cpu", 50)
     status, _, err = command(*FP32, "--output", tmp_path / "a", "--checkpoint-minutes", "0")
     assert status == 2 and "infinite" in err and "(step 4)" in err
-    saved = storage.load_checkpoint(tmp_path / "a" / storage.LAST)
+    saved = checkpoints.load_checkpoint(tmp_path / "a" / checkpoints.LAST)
     assert (saved["epoch"], saved["training"]["batch"]) == (1, 0)
 
 
@@ -358,12 +360,12 @@ def test_a_checkpoint_never_holds_a_lost_weight(command, tmp_path, monkeypatch):
 def test_a_second_run_in_the_folder_is_refused(command, tmp_path):
     with interrupted_after(1):
         command(*FP32, "--output", tmp_path)
-    before = (tmp_path / storage.LAST).read_bytes()
-    with storage.locked(tmp_path):
+    before = (tmp_path / checkpoints.LAST).read_bytes()
+    with checkpoints.locked(tmp_path):
         for flags in (FP32, ["--resume", "auto"]):
             status, _, err = command(*flags, "--output", tmp_path)
             assert status == 2 and "another training writes to" in err and err.count("\n") == 1
-    assert (tmp_path / storage.LAST).read_bytes() == before
+    assert (tmp_path / checkpoints.LAST).read_bytes() == before
 
 
 def test_a_full_disk_ends_the_run_and_loses_nothing(command, tmp_path, undisturbed):
@@ -371,27 +373,26 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(command, tmp_path, undisturb
     run = tmp_path / "a"
     with interrupted_after(4):
         command(*FP32, "--output", run)
-    before = (run / storage.LAST).read_bytes()
+    before = (run / checkpoints.LAST).read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        status, _, err = command("--resume", run / storage.LAST)
+        status, _, err = command("--resume", run / checkpoints.LAST)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert status == 2 and err.count("\n") == 1
-    assert "File too large" in err and storage.LAST in err and "intact" in err
-    assert (run / storage.LAST).read_bytes() == before
-    assert command("--resume", run / storage.LAST)[0] == 0
-    assert digest(storage.load_checkpoint(run / storage.LAST)) == undisturbed
+    assert "File too large" in err and checkpoints.LAST in err and "intact" in err
+    assert (run / checkpoints.LAST).read_bytes() == before
+    assert command("--resume", run / checkpoints.LAST)[0] == 0
+    assert digest(checkpoints.load_checkpoint(run / checkpoints.LAST)) == undisturbed
 
 
 # -------------------------------------------------------------------------------- other machines
 
 
 def test_compiled_networks_are_saved_under_their_own_names(interrupted):
-    checkpoint = storage.load_checkpoint(interrupted)
-    settings = train.settings_of(checkpoint, {}, interrupted)
-    run = train.build_run(settings, torch.device("cpu"), STEPS)
+    checkpoint = checkpoints.load_checkpoint(interrupted)
+    run = build_run(settings_of(checkpoint, {}, interrupted), torch.device("cpu"), STEPS)
     run.model = torch.compile(run.model)  # which compiles nothing before it is called
     run.load(checkpoint)
     names = set(models.build("baseline").state_dict())
@@ -399,14 +400,14 @@ def test_compiled_networks_are_saved_under_their_own_names(interrupted):
 
 
 def test_precision_that_the_device_lacks(command, interrupted, tmp_path):
-    content = storage.load_checkpoint(interrupted)
+    content = checkpoints.load_checkpoint(interrupted)
     content["training"]["settings"]["precision"] = "fp16"
-    storage.save_checkpoint(tmp_path / storage.LAST, content)
-    status, _, err = command("--resume", tmp_path / storage.LAST, "--device", "cpu")
+    checkpoints.save_checkpoint(tmp_path / checkpoints.LAST, content)
+    status, _, err = command("--resume", tmp_path / checkpoints.LAST, "--device", "cpu")
     assert status == 2 and "fp16" in err
 
 
-SCRIPTS = ["*.py", "data/*.py", "data/sample/*", "models/*.py", "plots/*.py"]
+SCRIPTS = ["*.py", "data/*.py", "data/sample/*", "models/*.py", "plots/*.py", "training/*.py"]
 BOTH = """
 import runpy, sys
 root, run = sys.argv[1:]
@@ -426,8 +427,8 @@ def test_on_another_machine(tmp_path):
     terminal, a locale without those letters, and warnings that are errors."""
     checkout, elsewhere = tmp_path / "a chëckout", tmp_path / "else where"
     for pattern in SCRIPTS:
-        for path in train.ROOT.glob(pattern):
-            copy = checkout / path.relative_to(train.ROOT)
+        for path in ROOT.glob(pattern):
+            copy = checkout / path.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, copy)
     files = sorted(checkout.rglob("*"))
@@ -448,32 +449,3 @@ def test_on_another_machine(tmp_path):
     assert "Epoch 1/1" in process.stdout and "Val set" in process.stdout
     assert {"weights.pt", "confusion_matrix.png"} <= {p.name for p in elsewhere.glob("the rün/*")}
     assert sorted(checkout.rglob("*")) == files
-
-
-# ------------------------------------------------------------------------------ the long proofs
-
-
-def tool(name, *flags):
-    """The last line of one of the tools, which must find nothing wrong."""
-    command = [sys.executable, "-m", f"benchmarks.{name}", *map(str, flags)]
-    process = subprocess.run(command, cwd=train.ROOT, capture_output=True, text=True)
-    assert process.returncode == 0, process.stdout + process.stderr
-    return process.stdout.splitlines()[-1]
-
-
-def test_kills_at_any_moment():
-    line = tool("kill", "--kills", 4, "--images", 200, "--batch-size", 50)
-    assert line.startswith("4 kills survived of 4")
-
-
-def test_mutants_of_every_file():
-    line = tool("fuzz", "--mutants", 200)
-    assert line.startswith("200 of 200 mutants refused or right")
-
-
-def test_the_mutants_are_the_same_every_time():
-    def made():
-        chance = random.Random("0 1")
-        return [mutation(bytes(range(256)) * 9, chance) for mutation in mutants.DAMAGES]
-
-    assert made() == made()

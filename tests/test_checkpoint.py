@@ -15,8 +15,8 @@ from torch import nn
 
 import data
 import models
-import storage
 import utils
+from training import checkpoint as checkpoints
 from utils import RunError
 
 
@@ -38,7 +38,7 @@ def content():
 def refusal(path):
     """The one line with which a file is refused."""
     with pytest.raises(RunError) as refused:
-        storage.load_checkpoint(path)
+        checkpoints.load_checkpoint(path)
     line = str(refused.value)
     assert "\n" not in line and str(path) in line
     return line
@@ -46,11 +46,11 @@ def refusal(path):
 
 def test_what_is_saved_is_loaded(tmp_path, content):
     path = tmp_path / "ä b.pt"
-    storage.save_checkpoint(path, content)
-    loaded = storage.load_checkpoint(path)
+    checkpoints.save_checkpoint(path, content)
+    loaded = checkpoints.load_checkpoint(path)
     assert torch.equal(loaded["state_dict"].pop("weight"), content["state_dict"].pop("weight"))
     assert torch.equal(loaded["state_dict"].pop("count"), content["state_dict"].pop("count"))
-    assert loaded.pop("format") == storage.FORMAT and len(loaded.pop("checksum")) == 64
+    assert loaded.pop("format") == checkpoints.FORMAT and len(loaded.pop("checksum")) == 64
     assert loaded == content
     plain = torch.load(path, weights_only=True)  # which needs nothing of this repository
     assert plain["model"] == "baseline"
@@ -60,15 +60,15 @@ def test_memory_layout_is_kept(tmp_path, content):
     """Resuming bit for bit takes the same kernels, and those depend on the layout."""
     images = torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last)
     content["state_dict"]["weight"] = images
-    storage.save_checkpoint(tmp_path / "a.pt", content)
-    loaded = storage.load_checkpoint(tmp_path / "a.pt")["state_dict"]["weight"]
+    checkpoints.save_checkpoint(tmp_path / "a.pt", content)
+    loaded = checkpoints.load_checkpoint(tmp_path / "a.pt")["state_dict"]["weight"]
     assert loaded.stride() == images.stride() and torch.equal(loaded, images)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_a_checkpoint_from_a_gpu_names_no_gpu(tmp_path, content):
     content["state_dict"]["weight"] = content["state_dict"]["weight"].cuda()
-    storage.save_checkpoint(tmp_path / "a.pt", content)
+    checkpoints.save_checkpoint(tmp_path / "a.pt", content)
     assert torch.load(tmp_path / "a.pt", weights_only=True)["state_dict"]["weight"].is_cpu
 
 
@@ -87,7 +87,7 @@ def test_no_file_or_none_of_ours(tmp_path):
 
 def test_every_flipped_bit_of_a_weight_is_noticed(tmp_path, content):
     path = tmp_path / "a.pt"
-    storage.save_checkpoint(path, content)
+    checkpoints.save_checkpoint(path, content)
     intact = path.read_bytes()
     weights = content["state_dict"]["weight"].numpy().tobytes()
     at = intact.index(weights)
@@ -100,21 +100,21 @@ def test_every_flipped_bit_of_a_weight_is_noticed(tmp_path, content):
 
 def test_the_checksum_covers_all(content):
     """Also what the archive's own checksums would not notice: that a program changed it."""
-    before = {storage.checksum(content)}
+    before = {checkpoints.checksum(content)}
     for name, value in [("epoch", 2), ("model", "x"), ("classes", ["a"]), ("more", 1)]:
-        before.add(storage.checksum(content | {name: value}))
+        before.add(checkpoints.checksum(content | {name: value}))
     weight = content["state_dict"]["weight"]
     for other in (weight + 1, weight.view(3, 2), weight.double(), weight.view(torch.int32)):
-        before.add(storage.checksum(content | {"state_dict": {"weight": other}}))
+        before.add(checkpoints.checksum(content | {"state_dict": {"weight": other}}))
     assert len(before) == 9
 
 
 def test_an_older_layout_is_refused_by_its_version(tmp_path, content, monkeypatch):
-    monkeypatch.setattr(storage, "FORMAT", 0)
-    storage.save_checkpoint(tmp_path / "old.pt", content)
+    monkeypatch.setattr(checkpoints, "FORMAT", 0)
+    checkpoints.save_checkpoint(tmp_path / "old.pt", content)
     monkeypatch.undo()
     line = refusal(tmp_path / "old.pt")
-    assert "format 0" in line and f"reads {storage.FORMAT}" in line
+    assert "format 0" in line and f"reads {checkpoints.FORMAT}" in line
 
 
 NAN, LARGE = float("nan"), 10**400
@@ -151,10 +151,10 @@ NAN, LARGE = float("nan"), 10**400
     ],
 )
 def test_what_makes_no_sense_is_refused_though_sealed(tmp_path, content, name, value):
-    storage.save_checkpoint(tmp_path / "a.pt", content | {name: value})
+    checkpoints.save_checkpoint(tmp_path / "a.pt", content | {name: value})
     assert f"its {name} makes no sense" in refusal(tmp_path / "a.pt")
     del content[name]
-    storage.save_checkpoint(tmp_path / "a.pt", content)
+    checkpoints.save_checkpoint(tmp_path / "a.pt", content)
     assert f"its {name} makes no sense" in refusal(tmp_path / "a.pt")
 
 
@@ -167,7 +167,7 @@ def test_what_makes_no_sense_is_refused_though_sealed(tmp_path, content, name, v
         nn.Parameter(torch.zeros(2)),
         {1, 2},
         b"bytes",
-        [[]] * (storage.MAX_NODES + 1),
+        [[]] * (checkpoints.MAX_NODES + 1),
     ],
     ids=["absurd size", "sparse", "meta", "parameter", "set", "bytes", "too many"],
 )
@@ -232,8 +232,10 @@ def test_only_the_format_that_pytorch_writes_today(tmp_path, content):
 def test_a_network_is_rebuilt_from_its_checkpoint(tmp_path, content):
     network = models.build("baseline").eval()
     content |= {"state_dict": network.state_dict()}
-    storage.save_checkpoint(tmp_path / "a.pt", content)
-    rebuilt = storage.rebuild(models.build, storage.load_checkpoint(tmp_path / "a.pt"), "a.pt")
+    checkpoints.save_checkpoint(tmp_path / "a.pt", content)
+    rebuilt = checkpoints.rebuild(
+        models.build, checkpoints.load_checkpoint(tmp_path / "a.pt"), "a.pt"
+    )
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(rebuilt.eval()(images), network(images))
@@ -257,7 +259,7 @@ def test_a_network_that_does_not_fit_its_weights(content, change):
     if change.get("state_dict", 0) is None:
         content["state_dict"] = models.build("baseline").double().state_dict()
     with pytest.raises(RunError, match="weights of another network"):
-        storage.rebuild(models.build, content, "a.pt")
+        checkpoints.rebuild(models.build, content, "a.pt")
 
 
 # ------------------------------------------------------------------------------ folder of a run
@@ -265,43 +267,46 @@ def test_a_network_that_does_not_fit_its_weights(content, change):
 
 def test_the_two_newest_checkpoints_are_kept(tmp_path, content):
     for epoch in (0, 1, 2):
-        storage.save_latest(tmp_path, content | {"epoch": epoch})
-    names = {path.name: storage.load_checkpoint(path)["epoch"] for path in tmp_path.iterdir()}
-    assert names == {storage.LAST: 2, storage.PREVIOUS: 1}
+        checkpoints.save_latest(tmp_path, content | {"epoch": epoch})
+    names = {path.name: checkpoints.load_checkpoint(path)["epoch"] for path in tmp_path.iterdir()}
+    assert names == {checkpoints.LAST: 2, checkpoints.PREVIOUS: 1}
 
 
 def test_a_limit_on_the_size_of_files_leaves_the_old_checkpoint(tmp_path, content):
-    storage.save_latest(tmp_path, content)
-    before = (tmp_path / storage.LAST).read_bytes()
+    checkpoints.save_latest(tmp_path, content)
+    before = (tmp_path / checkpoints.LAST).read_bytes()
     content["state_dict"]["weight"] = torch.zeros(1 << 20)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
     try:
         with pytest.raises(RunError, match="cannot write .*: File too large.* intact"):
-            storage.save_latest(tmp_path, content)
+            checkpoints.save_latest(tmp_path, content)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert [path.name for path in tmp_path.iterdir()] == [storage.LAST]
-    assert (tmp_path / storage.LAST).read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoints.LAST]
+    assert (tmp_path / checkpoints.LAST).read_bytes() == before
 
 
 def test_a_folder_has_one_writer_at_a_time(tmp_path):
     run = tmp_path / "run"
-    with storage.locked(run):
+    with checkpoints.locked(run):
         with pytest.raises(RunError, match="another training writes to .*--output"):
-            with storage.locked(run):
+            with checkpoints.locked(run):
                 pass
-        with storage.locked(tmp_path / "another"):
+        with checkpoints.locked(tmp_path / "another"):
             pass
-    with storage.locked(run):
+    with checkpoints.locked(run):
         pass
 
 
 def test_half_written_files_of_a_killed_process_are_removed(tmp_path):
-    (tmp_path / f".{storage.LAST}.123.tmp").write_bytes(b"half")
-    (tmp_path / storage.LAST).write_bytes(b"whole")
-    with storage.locked(tmp_path):
-        assert sorted(path.name for path in tmp_path.iterdir()) == [storage.LOCK, storage.LAST]
+    (tmp_path / f".{checkpoints.LAST}.123.tmp").write_bytes(b"half")
+    (tmp_path / checkpoints.LAST).write_bytes(b"whole")
+    with checkpoints.locked(tmp_path):
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            checkpoints.LOCK,
+            checkpoints.LAST,
+        ]
 
 
 def test_where_files_cannot_be_locked_one_does_without(tmp_path, monkeypatch):
@@ -309,41 +314,41 @@ def test_where_files_cannot_be_locked_one_does_without(tmp_path, monkeypatch):
         raise OSError(os.strerror(38))
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    with storage.locked(tmp_path / "run"):
+    with checkpoints.locked(tmp_path / "run"):
         pass
 
 
 def test_a_folder_is_claimed_for_its_own_run_alone(tmp_path):
-    run, last = tmp_path / "run", tmp_path / "run" / storage.LAST
+    run, last = tmp_path / "run", tmp_path / "run" / checkpoints.LAST
     run.mkdir()
-    storage.claim(run, None, None)
-    for name in (storage.LAST, storage.PREVIOUS):
+    checkpoints.claim(run, None, None)
+    for name in (checkpoints.LAST, checkpoints.PREVIOUS):
         (run / name).write_bytes(name.encode())
         with pytest.raises(RunError, match="already holds a run"):
-            storage.claim(run, None, None)
-        other = tmp_path / storage.LAST
+            checkpoints.claim(run, None, None)
+        other = tmp_path / checkpoints.LAST
         with pytest.raises(RunError, match="already holds a run"):
-            storage.claim(run, other, other)
-    storage.claim(run, last, last)
+            checkpoints.claim(run, other, other)
+    checkpoints.claim(run, last, last)
     assert last.read_bytes() == b"last.pt"
-    storage.claim(run, last, run / storage.PREVIOUS)  # which stood in for a damaged one
+    checkpoints.claim(run, last, run / checkpoints.PREVIOUS)  # which stood in for a damaged one
     assert last.read_bytes() == b"previous.pt"
-    assert not (run / storage.PREVIOUS).exists()
+    assert not (run / checkpoints.PREVIOUS).exists()
 
 
 def test_the_newest_of_several_runs(tmp_path):
-    assert storage.find_latest([]) is None
-    assert storage.find_latest([tmp_path / "nothing"]) is None
+    assert checkpoints.find_latest([]) is None
+    assert checkpoints.find_latest([tmp_path / "nothing"]) is None
     for age, (run, name) in enumerate([("b", "last.pt"), ("a", "previous.pt"), ("c", "other.pt")]):
         (tmp_path / run).mkdir()
         (tmp_path / run / name).touch()
         os.utime(tmp_path / run / name, (age, age))
-    assert storage.find_latest(tmp_path.iterdir()) == tmp_path / "a" / "last.pt"
+    assert checkpoints.find_latest(tmp_path.iterdir()) == tmp_path / "a" / "last.pt"
 
 
 def test_equal_structure():
     expected = {"a": [1, 2.5, None], "b": torch.zeros(2), "c": {"on": True, "name": "x"}}
-    storage.check_like(expected, {"a": [7, 3, None], "b": torch.ones(2), "c": expected["c"]})
+    checkpoints.check_like(expected, {"a": [7, 3, None], "b": torch.ones(2), "c": expected["c"]})
     for key, value in [
         ("a", [1, 2.5]),
         ("a", [1.5, 2.5, None]),
@@ -361,4 +366,4 @@ def test_equal_structure():
         ("c", {"on": True}),
     ]:
         with pytest.raises(ValueError, match=f"training/{key}"):
-            storage.check_like(expected, expected | {key: value})
+            checkpoints.check_like(expected, expected | {key: value})

@@ -1,62 +1,27 @@
-"""A training in progress: what is settled, what changes, what is saved of it and when."""
+"""A training in progress: what it is made of, what changes while it goes on, what is saved."""
 
-import math
-import sys
-import time
-from collections import defaultdict
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
-from tqdm import tqdm
 
 import data
-import distributed
-import engine
-import recipe as recipes
-import storage
+import models
 import utils
-from recipe import Recipe
+from training import checkpoint as checkpoints
+from training import distributed, engine
+from training.optimizer import begin_epoch, build_ema, build_optimizer, build_scheduler
+from training.recipe import Recipe
+from training.settings import Settings
 
-# Steps between looks at loss and weights. On an accelerator a look waits for the device.
-LOOK_EVERY = defaultdict(lambda: 50, cpu=1)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a run is: kept in its config.json and its checkpoints."""
-
-    model: str
-    config: dict[str, Any]
-    recipe: Recipe
-    source: str
-    eval_split: str
-    precision: str
-    seed: int
-
-    @property
-    def train_split(self) -> str:
-        return "train" if self.eval_split == "val" else "train+val"
-
-    @property
-    def title(self) -> str:
-        sample = ", trained on the built-in sample only" if self.source == "sample" else ""
-        return f"{self.model} on CIFAR-10{sample}"
-
-
-def check_types(record: Any) -> None:
-    """TypeError where a dataclass has a field that is not of its declared type."""
-    for name, kind in get_type_hints(type(record)).items():
-        kind = (int, float) if kind is float else get_origin(kind) or kind
-        if not isinstance(getattr(record, name), kind):
-            raise TypeError(f"{name} is not of type {kind}")
+EVALUATION_BATCH = 500  # images, of each process
 
 
 @dataclass
@@ -77,6 +42,11 @@ class Run:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @property
+    def precision(self) -> torch.dtype:
+        """Of the mixed precision."""
+        return utils.PRECISIONS[self.settings.precision]
+
+    @property
     def scored(self) -> nn.Module:
         """The network that is evaluated and released: the moving average, where there is one."""
         return utils.unwrap(self.model) if self.ema is None else self.ema.module
@@ -87,7 +57,7 @@ class Run:
         return scheduler.base_lrs[0] * scheduler.lr_lambdas[0](scheduler.last_epoch - steps_ago)
 
     def begin_epoch(self) -> None:
-        recipes.begin_epoch(self.optimizer, self.settings.recipe, self.epoch)
+        begin_epoch(self.optimizer, self.settings.recipe, self.epoch)
 
     def end_epoch(self, row: dict[str, Any]) -> None:
         """The epoch's row goes into the history, and its sums start anew."""
@@ -187,7 +157,7 @@ class Run:
             own["random"]["others"] = [{**like, "cuda": other["cuda"]} for other in others]
         if not state["optimizer"]["state"]:  # mixed precision may have skipped every step so far
             own["optimizer"]["state"] = {}
-        storage.check_like(own, state)
+        checkpoints.check_like(own, state)
         groups = zip(
             own["optimizer"]["param_groups"], state["optimizer"]["param_groups"], strict=True
         )
@@ -203,82 +173,82 @@ def seed_dropout(seed: int, step: int) -> None:
         torch.manual_seed(int(state.generate_state(1, np.uint64)[0]))
 
 
-@dataclass
-class Saver:
-    """Saves a run in its folder, on demand and whenever `minutes` have gone by since the last."""
-
-    run: Run
-    output: Path
-    minutes: float
-
-    def __post_init__(self) -> None:
-        self.saved_at = time.monotonic()
-
-    def save(self) -> None:
-        """Raises utils.RunError where it cannot be, or where the weights are no longer finite."""
-        check_finite(self.run, 0.0)
-        training = {"training": self.run.state_dict()}
-        if distributed.is_main():
-            storage.save_latest(self.output, {**self.run.weights(), **training})
-            utils.write_history(self.output / "history.csv", self.run.history)
-        self.saved_at = time.monotonic()
-
-    def save_if_due(self) -> None:
-        if distributed.highest(time.monotonic() - self.saved_at) >= 60 * self.minutes:
-            self.save()
+# ------------------------------------------------------------------------------------- build a run
 
 
-class Monitor:
-    """Called after every step: counts it, shows it, and stops or saves the run where it must."""
-
-    def __init__(
-        self, run: Run, batches: int, saver: Saver, interruption: utils.Interruption
-    ) -> None:
-        self.run = run
-        self.saver = saver
-        self.interruption = interruption
-        self.interval = LOOK_EVERY[run.device.type]
-        shown = distributed.is_main() and sys.stderr.isatty()
-        self.bar = tqdm(total=batches, initial=run.batch, disable=not shown, leave=True)
-        self.clock = time.perf_counter()
-
-    def __enter__(self) -> "Monitor":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.bar.close()
-
-    def __call__(self, loss: Tensor) -> None:
-        self.run.batch += 1
-        looked = self.run.batch % self.interval == 0
-        if looked:
-            self.check(distributed.mean(loss.item()))
-        self.count_time()
-        self.bar.update()
-        # Several processes have to do these at the same step, and agreeing takes time.
-        if looked or distributed.world_size() == 1:
-            self.interruption.check()
-            self.saver.save_if_due()
-        self.clock = time.perf_counter()  # saving is no training
-
-    def count_time(self) -> None:
-        now = time.perf_counter()
-        self.run.seconds += now - self.clock
-        self.clock = now
-
-    def check(self, loss: float) -> None:
-        check_finite(self.run, loss)
-        description = f"loss={loss:.4f} batch_id={self.run.batch - 1}"
-        self.bar.set_description_str(description, refresh=False)
+def augmentation_of(recipe: Recipe) -> data.Augmentation:
+    """The fields of a recipe that say what is done to the images."""
+    names = [field.name for field in fields(data.Augmentation)]
+    return data.Augmentation(**{name: getattr(recipe, name) for name in names})
 
 
-def check_finite(run: Run, loss: float) -> None:
-    """Raises utils.RunError where the loss or a weight has become infinite or not a number."""
-    if math.isfinite(loss) and run.is_finite():
-        return
-    lost = "a weight became infinite" if math.isfinite(loss) else f"the loss became {loss}"
-    raise utils.RunError(
-        f"{lost} by epoch {run.epoch + 1}, batch {run.batch} (step {run.scheduler.last_epoch}),"
-        f" at a learning rate of {run.learning_rate(1):.3g}; the last checkpoint,"
-        " if there is one yet, is intact: try a lower --learning-rate"
+def build_loader(
+    settings: Settings, split: data.Split, device: torch.device, *, train: bool
+) -> data.Loader:
+    """This process's part of the batches of `split`: augmented by the recipe and shuffled to
+    `train` on, or all images as they are, in their order."""
+    recipe = settings.recipe
+    size = min(EVALUATION_BATCH * distributed.world_size(), len(split))
+    return data.Loader(
+        split,
+        recipe.batch_size if train else size,
+        augmentation=augmentation_of(recipe) if train else None,
+        seed=settings.seed,
+        device=device,
+        mean=data.MEAN,
+        std=data.STD,
+        dtype=utils.PRECISIONS[settings.precision],
+        shuffle=train,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
     )
+
+
+def build_loaders(
+    settings: Settings, directory: Path, device: torch.device
+) -> tuple[data.Loader, data.Loader | None]:
+    """The training loader and the evaluation loader (None where no split is evaluated)."""
+    split = data.load(settings.source, directory, settings.train_split)
+    train = build_loader(settings, split, device, train=True)
+    if settings.eval_split == "none":
+        return train, None
+    split = data.load(settings.source, directory, settings.eval_split)
+    return train, build_loader(settings, split, device, train=False)
+
+
+def build_run(settings: Settings, device: torch.device, steps_per_epoch: int) -> Run:
+    """A fresh run, with a fresh network on `device`."""
+    model = models.build(settings.model, **settings.config)
+    model = distributed.wrap(model.to(device, memory_format=torch.channels_last), device)
+    optimizer = build_optimizer(model, settings.recipe)
+    scaled = settings.precision == "fp16"
+    return Run(
+        settings=settings,
+        model=model,
+        optimizer=optimizer,
+        scheduler=build_scheduler(optimizer, settings.recipe, steps_per_epoch),
+        ema=build_ema(utils.unwrap(model), settings.recipe),
+        scaler=GradScaler(device.type, enabled=scaled),
+        device=device,
+        metrics=engine.RunningMetrics(device, distributed.total),
+    )
+
+
+def resume(run: Run, checkpoint: dict[str, Any], loader: data.Loader, path: Path) -> None:
+    """Bring a fresh run to where `checkpoint`, which was loaded from `path`, left off.
+
+    Raises:
+        utils.RunError: the checkpoint does not fit.
+    """
+    try:
+        run.load(checkpoint)
+        images = min(run.batch * loader.batch_size, loader.images)
+        metrics = run.metrics.state_dict()
+        if not 0 <= run.batch <= len(loader) or metrics["total"] != images or run.seconds < 0:
+            raise ValueError("its position within the epoch makes no sense")
+        if run.scheduler.last_epoch != run.epoch * len(loader) + run.batch:
+            raise ValueError("its learning rate is that of another step")
+        if run.epoch != len(run.history):
+            raise ValueError("its history is not that of its epochs")
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        raise utils.RunError(f"{path} does not fit its own settings: {e}") from e

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-import storage
+from training import checkpoint as checkpoints
 
 Mutation = Callable[[bytes, random.Random], bytes]
 MARKER = "FUZZ_MARKER"  # the environment variable with the path that a pickle's code would create
@@ -322,7 +322,7 @@ def _sealed(content: dict[str, Any]) -> bytes:
     try:
         if any(isinstance(c[k], torch.Tensor) and c[k].numel() > 1e7 for c, k in _places(content)):
             raise ValueError("too large")
-        content["checksum"] = storage.checksum(content)
+        content["checksum"] = checkpoints.checksum(content)
     except (RuntimeError, ValueError, TypeError, NotImplementedError):  # endless, or no such tensor
         content["checksum"] = "0" * 64
     buffer = io.BytesIO()

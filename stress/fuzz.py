@@ -1,6 +1,6 @@
 """Hold damaged and hostile files against what reads them.
 
-    python -m benchmarks.fuzz
+    python -m stress.fuzz
 
 Each mutant of a checkpoint, a history, a batch file, a label file or a sheet of the sample is
 given to the scripts, in this process. It is to end in one line on standard error and exit status 2
@@ -35,18 +35,19 @@ import torch
 
 import data
 import models
-import recipe
-import storage
 import train
 import utils
-from benchmarks import common, kill, mutants
-from data import cifar10
+from benchmarks import common
+from data import cifar10, files
+from stress import kill, mutants
+from training import checkpoint as checkpoints
+from training.recipe import RecipeError
 
 SECONDS = 10.0  # that a mutant may take
 MEGABYTES = 2000  # of memory that it may take beyond what is in use before it
 IMAGES = 40  # to train on and to score
 STEPS = 5  # until the run is interrupted whose checkpoint is damaged: in its second epoch
-ERRORS = (data.DataError, models.ModelError, recipe.RecipeError, OSError)
+ERRORS = (data.DataError, models.ModelError, RecipeError, OSError)
 
 
 class TooLong(BaseException):
@@ -188,7 +189,7 @@ def digest(content: dict[str, Any]) -> str:
     timed = {"seconds", "images_per_second"}
     rows = [{k: v for k, v in row.items() if k not in timed} for row in content["history"]]
     training = {**content["training"], "seconds": 0.0}
-    return storage.checksum({**content, "history": rows, "training": training})
+    return checkpoints.checksum({**content, "history": rows, "training": training})
 
 
 def resume(path: Path) -> str:
@@ -198,7 +199,7 @@ def resume(path: Path) -> str:
     flags = ["--resume", str(path), "--output", str(output), "--device", "cpu"]
     with interrupted_after(1):
         run_script(lambda: train.main(flags))
-    return digest(storage.load_checkpoint(output / storage.LAST))
+    return digest(checkpoints.load_checkpoint(output / checkpoints.LAST))
 
 
 def scorer() -> Callable[[Path], str]:
@@ -223,8 +224,8 @@ def write_checkpoints(folder: Path) -> tuple[Path, Path]:
     run_script(lambda: train.main([*flags, str(folder / "finished")]))
     with interrupted_after(STEPS):
         run_script(lambda: train.main([*flags, str(folder / "interrupted")]))
-    (folder / "interrupted" / storage.PREVIOUS).unlink()  # or it would stand in for the other
-    return folder / "interrupted" / storage.LAST, folder / "finished" / "weights.pt"
+    (folder / "interrupted" / checkpoints.PREVIOUS).unlink()  # or it would stand in for the other
+    return folder / "interrupted" / checkpoints.LAST, folder / "finished" / "weights.pt"
 
 
 # ------------------------------------------------------------------------------------------- data
@@ -234,7 +235,7 @@ def read_data(source: str, directory: Path, split: str) -> str:
     """Find and load a split, as the scripts do; the digest of its images and labels."""
 
     def main() -> str:
-        found = cifar10.find(source, directory, need=(split,))
+        found = files.find(source, directory, need=(split,))
         loaded = cifar10.load(found, directory, split)
         return cifar10.content_md5(loaded.images, loaded.labels)
 
@@ -243,31 +244,31 @@ def read_data(source: str, directory: Path, split: str) -> str:
 
 def read_unchecked(directory: Path, split: str) -> str:
     """The same of the python version, as if its files had the official checksums."""
-    check, cifar10.check_integrity = cifar10.check_integrity, lambda path, md5: True
+    check, files.check_integrity = files.check_integrity, lambda path, md5: True
     try:
         return read_data("cifar10", directory, split)
     finally:
-        cifar10.check_integrity = check
+        files.check_integrity = check
 
 
 def write_cifar10(folder: Path) -> tuple[Path, Path]:
     """A small CIFAR-10 that from now on is taken for the real one; a folder a format."""
     cifar10.BATCH_SIZE, cifar10.VALIDATION_PER_CLASS = 20, 2
     binary, python = (
-        folder / "binary" / cifar10.BINARY_FOLDER,
-        folder / "py" / cifar10.PYTHON_FOLDER,
+        folder / "binary" / files.BINARY_FOLDER,
+        folder / "py" / files.PYTHON_FOLDER,
     )
     for path in (binary, python):
         path.mkdir(parents=True)
     numbers = np.random.RandomState(0)
-    for table in (cifar10.TRAIN_BATCHES, cifar10.TEST_BATCHES):
+    for table in (files.TRAIN_BATCHES, files.TEST_BATCHES):
         for batch in table:
             labels = numbers.permutation(np.arange(20, dtype=np.uint8) % 10)
             pixels = numbers.randint(0, 256, (20, cifar10.PIXELS), np.uint8)
             content = np.hstack([labels[:, None], pixels]).tobytes()
             pickled = pickle.dumps({b"labels": labels.tolist(), b"data": pixels}, protocol=2)
             table[batch] = hashlib.md5(content).hexdigest()
-            cifar10.PICKLES[batch] = hashlib.md5(pickled).hexdigest()
+            files.PICKLES[batch] = hashlib.md5(pickled).hexdigest()
             (binary / f"{batch}.bin").write_bytes(content)
             (python / batch).write_bytes(pickled)
     return binary.parent, python.parent
@@ -287,7 +288,7 @@ def readers(folder: Path) -> list[Reader]:
     cifar10.SAMPLE_DIRECTORY = sample
     contents = (*mutants.DAMAGES, *mutants.ARCHIVES, *[mutants.other_content] * 12)
     pickles = (*mutants.DAMAGES, mutants.bare_pickle)
-    batch = python / cifar10.PYTHON_FOLDER / "data_batch_1"
+    batch = python / files.PYTHON_FOLDER / "data_batch_1"
 
     def of(
         kind: str, path: Path, changes: tuple, share: int, read: Callable, *given: Any
@@ -300,7 +301,7 @@ def readers(folder: Path) -> list[Reader]:
         of("histories", last, (mutants.other_history,), 3, resume, last),
         of(
             "batch files",
-            binary / cifar10.BINARY_FOLDER / "data_batch_1.bin",
+            binary / files.BINARY_FOLDER / "data_batch_1.bin",
             mutants.DAMAGES,
             2,
             read_data,

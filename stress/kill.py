@@ -1,6 +1,6 @@
 """Kill a training at random moments, resume it each time, and compare where it ends.
 
-    python -m benchmarks.kill
+    python -m stress.kill
 
 Trains the baseline on the built-in sample with a checkpoint after every step, and ends it with
 SIGKILL: every other time at any moment, in between just as a checkpoint is being written. After
@@ -23,10 +23,10 @@ from pathlib import Path
 import torch
 
 import data
-import storage
 import train
 import utils
 from benchmarks import common
+from training import checkpoint as checkpoints
 
 RUN = "--model baseline --data sample --device cpu --precision fp32 --epochs 2".split()
 EVERY_STEP = ["--checkpoint-minutes", "0", "--resume", "auto"]
@@ -107,7 +107,7 @@ class Life:
 
 
 def half_written(folder: Path) -> bool:
-    return any(folder.glob(f".{storage.LAST}.*.tmp"))
+    return any(folder.glob(f".{checkpoints.LAST}.*.tmp"))
 
 
 def kill_at_random(life: Life, folder: Path, chance: random.Random, seconds: float) -> None:
@@ -125,9 +125,9 @@ def kill_at_random(life: Life, folder: Path, chance: random.Random, seconds: flo
 def position(folder: Path) -> tuple[int, int]:
     """(epochs, batches) of the newest checkpoint; (0, 0) where there is none, (-1, -1) where one
     of the two files is damaged."""
-    kept = [folder / name for name in (storage.LAST, storage.PREVIOUS)]
+    kept = [folder / name for name in (checkpoints.LAST, checkpoints.PREVIOUS)]
     try:
-        loaded = [storage.load_checkpoint(path) for path in kept if path.exists()]
+        loaded = [checkpoints.load_checkpoint(path) for path in kept if path.exists()]
     except utils.RunError:
         return -1, -1
     return max(((c["epoch"], c["training"]["batch"]) for c in loaded), default=(0, 0))
@@ -147,7 +147,7 @@ def campaign(kills: int, images: int, batch_size: int, seed: int, folder: Path) 
         life.wait()
         if life.status == 0:
             tally.finished += 1
-            tally.equal += same(storage.load_checkpoint(run / "weights.pt"), expected)
+            tally.equal += same(checkpoints.load_checkpoint(run / "weights.pt"), expected)
             reached, run = (0, 0), folder / str(tally.finished)
         elif life.status == -signal.SIGKILL:
             tally.kills += 1
@@ -169,7 +169,7 @@ def undisturbed_run(command: list[str], images: int, folder: Path) -> tuple[dict
     life.wait()
     if life.status != 0:
         raise RuntimeError(f"the training does not work: {log.read_text()[-2000:]}")
-    expected = storage.load_checkpoint(folder / "undisturbed" / "weights.pt")
+    expected = checkpoints.load_checkpoint(folder / "undisturbed" / "weights.pt")
     return expected, time.monotonic() - begin
 
 

@@ -1,6 +1,6 @@
 """Draw accuracy against parameters: the networks of this repository and published ones.
 
-    python benchmarks/landscape.py
+    python experiments/landscape.py
 
 Ours are those of checkpoints/*_history.csv, on the validation split; the others are as published,
 on the test split (published.csv), so that the two kinds compare only roughly.

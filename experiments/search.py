@@ -1,14 +1,14 @@
 """Train named candidates for a short, fixed budget each and append a row for each to a table.
 
-    python benchmarks/search.py --minutes 5 --data-dir DIR [--only NAME ...] [--seeds 0 1]
-    python benchmarks/search.py --epochs 5 --only full no_attention ... --seeds 0 1
-    python benchmarks/search.py --speed --only full no_attention ...
-    python benchmarks/search.py --figure plots/ablation.png
+    python experiments/search.py --minutes 5 --data-dir DIR [--only NAME ...] [--seeds 0 1]
+    python experiments/search.py --epochs 5 --only full no_attention ... --seeds 0 1
+    python experiments/search.py --speed --only full no_attention ...
+    python experiments/search.py --figure plots/ablation.png
 
 The budget is in minutes of training on this machine (the epochs that fit are measured first), or
 in epochs where only what is learned matters and not its speed. Every candidate goes through its
 whole schedule, from warm-up to a learning rate of 0, on the 45,000 training images, and its moving
-average is scored once on the 5,000 validation images. The table, benchmarks/search.csv, is the
+average is scored once on the 5,000 validation images. The table, experiments/search.csv, is the
 record of what was tried. Other work on the machine shows in its seconds an epoch; --speed prints
 those of steps that candidates take in turn, for comparison, and adds no row.
 """
@@ -29,13 +29,14 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also when run as a file
 
 import data
-import engine
 import models
 import plots
-import recipe as recipes
 import utils
 from benchmarks import common
-from train import Run, Settings, build_loaders, build_run
+from training import engine
+from training.recipe import RECIPES, RecipeError
+from training.run import build_loaders, build_run
+from training.settings import Settings
 
 TABLE = Path(__file__).resolve().with_name("search.csv")
 IMAGE_SIZE = (3, 32, 32)
@@ -98,9 +99,8 @@ CANDIDATES = {
 
 
 def settings_of(candidate: Candidate, epochs: int, seed: int, device: torch.device) -> Settings:
-    recipe = replace(
-        recipes.RECIPES[candidate.model], **{**BUDGET, **candidate.recipe, "epochs": epochs}
-    )
+    """What the candidate is trained by."""
+    recipe = replace(RECIPES[candidate.model], **{**BUDGET, **candidate.recipe, "epochs": epochs})
     return Settings(
         model=candidate.model,
         config=models.config_dict(candidate.model, **candidate.config),
@@ -112,29 +112,14 @@ def settings_of(candidate: Candidate, epochs: int, seed: int, device: torch.devi
     )
 
 
-def train_epoch(run: Run, batches: Iterable[tuple[Tensor, Tensor]]) -> engine.Metrics:
-    settings = run.settings
-    return engine.train_epoch(
-        run.model,
-        batches,
-        run.optimizer,
-        run.scheduler,
-        run.ema,
-        run.scaler,
-        engine.RunningMetrics(run.device),
-        label_smoothing=settings.recipe.label_smoothing,
-        precision=utils.PRECISIONS[settings.precision],
-    )
-
-
 def timer(candidate: Candidate, directory: Path, device: torch.device) -> Callable[[], float]:
     """A function that trains for a few seconds and returns those that an epoch takes."""
     settings = settings_of(candidate, 1, 0, device)
-    loader, _, _ = build_loaders(settings, directory, device)
+    loader, _ = build_loaders(settings, directory, device)
     run = build_run(settings, device, len(loader))
 
     def train(batches: Iterable[tuple[Tensor, Tensor]]) -> int:
-        return train_epoch(run, batches).total
+        return common.train(run, batches).total
 
     def seconds_per_epoch() -> float:
         return loader.images / common.images_per_second(
@@ -163,17 +148,15 @@ def measure(
 ) -> dict[str, Any]:
     """Train the candidate through its whole schedule; returns its row of the table."""
     settings = settings_of(candidate, epochs, seed, device)
-    loader, eval_loader, _ = build_loaders(settings, directory, device)
+    loader, eval_loader = build_loaders(settings, directory, device)
     utils.seed_everything(seed)
     run = build_run(settings, device, len(loader))
     start = time.perf_counter()
     for epoch in range(epochs):
         loader.set_epoch(epoch)
-        metrics = train_epoch(run, loader)
+        metrics = common.train(run, loader)
     seconds = time.perf_counter() - start  # reading the metrics has waited for the device
-    evaluation = engine.evaluate(
-        run.scored, eval_loader, precision=utils.PRECISIONS[settings.precision]
-    )
+    evaluation = engine.evaluate(run.scored, eval_loader, precision=run.precision)
     fresh = models.build(settings.model, **settings.config).eval()
     return {
         "candidate": name,
@@ -235,7 +218,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--seeds", nargs="+", type=int, default=[0], metavar="N", help="(0)")
     add("--data-dir", type=Path, default=data.DEFAULT_DIRECTORY, metavar="DIR", help="(data/raw)")
     add("--device", default="auto", help="(auto)")
-    add("--output", type=Path, default=TABLE, metavar="FILE", help="(benchmarks/search.csv)")
+    add("--output", type=Path, default=TABLE, metavar="FILE", help="(experiments/search.csv)")
     return parser.parse_args(argv)
 
 
@@ -260,4 +243,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    utils.run_script(main, data.DataError, models.ModelError, recipes.RecipeError, OSError)
+    utils.run_script(main, data.DataError, models.ModelError, RecipeError, OSError)

@@ -1,0 +1,48 @@
+"""Programs in a process of their own, for what only a whole process shows: memory and start."""
+
+import subprocess
+import sys
+
+import utils
+from benchmarks import common
+
+# Runs train.py with the arguments given, and ends the process after the first training step.
+FIRST_STEP = """
+import os, sys
+import train
+from training import engine
+
+train_epoch = engine.train_epoch
+
+def end(loss):
+    loss.item()
+    print("first step", flush=True)
+    os._exit(0)
+
+engine.train_epoch = lambda *args, **kwargs: train_epoch(*args, **{**kwargs, "after_step": end})
+train.main(sys.argv[1:])
+"""
+# Prints the peak resident memory of the command given, in bytes, as the last line. A process starts
+# with its parent's peak for its own, so it takes this parent, which is small, to see a child's.
+PEAK_MEMORY = """
+import resource, subprocess, sys
+
+code = subprocess.run(sys.argv[1:], stdout=sys.stderr).returncode
+unit = 1 if sys.platform == "darwin" else 1024
+print(unit * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)
+"""
+
+
+def run_child(command: list[str]) -> str:
+    """Run a Python program in the root of the repository; returns what it printed.
+
+    Raises:
+        utils.RunError: it failed.
+    """
+    child = subprocess.run(
+        [sys.executable, *command], cwd=common.ROOT, capture_output=True, text=True
+    )
+    if child.returncode:
+        raise utils.RunError(f"train.py failed: {child.stderr.strip().splitlines()[-1:]}")
+    return child.stdout

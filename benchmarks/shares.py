@@ -1,0 +1,94 @@
+"""Where the time of a training step goes: PyTorch's profiler over the parts of our loop."""
+
+import functools
+import io
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile, record_function
+from tqdm import tqdm
+
+import data
+import utils
+from benchmarks import common
+from training import engine
+from training.epochs import take_steps
+from training.run import Run
+
+SHARES = ("data", "forward", "backward", "optimizer", "EMA", "statistics", "logging")
+
+
+def progress(model: nn.Module, device: torch.device) -> Callable[[Tensor], None]:
+    """What train.py does after a step: the weights are checked and the loss goes to a progress bar,
+    here one that nobody sees; on an accelerator, where looking means waiting, every 50th step."""
+    bar = tqdm(file=io.StringIO())
+
+    def after_step(loss: Tensor) -> None:
+        if device.type == "cpu" or bar.n % 50 == 0:
+            utils.is_finite(model)
+            bar.set_description_str(f"loss={loss.item():.4f} batch_id={bar.n}", refresh=False)
+        bar.update()
+
+    return after_step
+
+
+def recorded(part: str, function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """`function`, with its time on the profiler's record under the name of `part`."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with record_function(part):
+            result = function(*args, **kwargs)
+            common.synchronize(device)
+        return result
+
+    return call
+
+
+def record_parts(run: Run, device: torch.device) -> None:
+    """Have the parts of a step that are `run`'s own recorded from now on."""
+    model, optimizer, scaler = run.model, run.optimizer, run.scaler
+    model.forward = recorded("forward", model.forward, device)
+    optimizer.zero_grad = recorded("optimizer", optimizer.zero_grad, device)
+    scaler.step = recorded("optimizer", scaler.step, device)
+    scaler.update = recorded("optimizer", scaler.update, device)
+    run.scheduler.step = recorded("optimizer", run.scheduler.step, device)
+    if run.ema is not None:
+        run.ema.update_parameters = recorded("EMA", run.ema.update_parameters, device)
+    scale = scaler.scale
+
+    def scale_and_record(loss: Tensor) -> Tensor:
+        scaled = scale(loss)
+        scaled.backward = recorded("backward", scaled.backward, device)
+        return scaled
+
+    scaler.scale = scale_and_record
+
+
+def shares_of_a_step(
+    run: Run, loader: data.Loader, device: torch.device, steps: int
+) -> dict[str, float]:
+    """Profile `steps` steps of what `record_parts` has seen to: the fraction of their time that
+    each part takes, and "other", together 1; and the values "read" from the device a step."""
+    metrics = engine.RunningMetrics(device)
+    metrics.update = recorded("statistics", metrics.update, device)
+    metrics.compute = recorded("statistics", metrics.compute, device)
+    after_step = recorded("logging", progress(run.model, device), device)
+    iterator = common.endless(loader)
+    common.train(run, islice(iterator, common.WARM_UP))
+    batches = islice(iterator, steps)
+    next_batch = recorded("data", lambda: next(batches, None), device)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler, record_function("all"):
+        take_steps(run, iter(next_batch, None), metrics, after_step=after_step)
+    events = {event.key: event for event in profiler.key_averages()}
+    total = events["all"].cpu_time_total
+    shares = {
+        part: events[part].cpu_time_total / total if part in events else 0.0 for part in SHARES
+    }
+    shares["other"] = 1 - sum(shares.values())
+    reads = "aten::_local_scalar_dense"
+    shares["read"] = events[reads].count / steps if reads in events else 0.0
+    return shares

@@ -1,0 +1,210 @@
+"""CIFAR-10 (Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html) on disk: find its files,
+download them, verify them.
+
+Two official formats are known, the python version (pickles) and the binary version. Each batch has
+a file of its own in either; `cifar10.py` reads them.
+"""
+
+import hashlib
+import logging
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torchvision.datasets import CIFAR10
+from torchvision.datasets.utils import check_integrity
+
+SOURCES = ("auto", "cifar10", "sample")
+SPLITS = ("train", "val", "train+val", "test")
+DEFAULT_DIRECTORY = Path(__file__).resolve().parent / "raw"
+
+# MD5 of each batch in the binary version, which both formats are brought to.
+TRAIN_BATCHES = {
+    "data_batch_1": "5dd7e06a14cb22eb9f671a540d1b7c25",
+    "data_batch_2": "5ea93a67294ea407fff1d09f752e9692",
+    "data_batch_3": "942cd6a4bcdd0dd3c604fbe906cb4421",
+    "data_batch_4": "ae636b3ba5c66a11e91e8cb52e771fcb",
+    "data_batch_5": "53f37980c15c3d472c316c40844f3f0d",
+}
+TEST_BATCHES = {"test_batch": "803d5f7f4d78ea53de84dbe85f74fb6d"}
+
+# torchvision's own checksums of the python version's files, which are pickles.
+PICKLES = {name: md5 for name, md5 in CIFAR10.train_list + CIFAR10.test_list}
+PICKLE_BYTES = 40_000_000  # one takes 31 million; a larger file is not worth its checksum
+BINARY_FOLDER = "cifar-10-batches-bin"
+PYTHON_FOLDER = CIFAR10.base_folder
+SUFFIXES = {BINARY_FOLDER: ".bin", PYTHON_FOLDER: ""}  # in the order of preference
+
+REMEDY = "replace it with an intact copy, or remove its folder to have CIFAR-10 downloaded again"
+DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte from the server
+
+log = logging.getLogger(__name__)
+
+
+class DataError(Exception):
+    """The data asked for is not there, is damaged or makes no sense; one line that says what to
+    do about it."""
+
+
+def find(
+    source: str, directory: str | Path, *, need: tuple[str, ...], download_url: str | None = None
+) -> str:
+    """Make sure that the splits of `need` can be loaded; returns "cifar10" or "sample", which is
+    what `load` takes.
+
+    "cifar10" looks under `directory` and, where no CIFAR-10 is there, has torchvision download the
+    python version to it, from `download_url` if given (the archive's address, or that of its
+    folder with a slash at the end). "auto" does the same, but where the download fails it logs
+    why and falls back to the sample. The sample has no test images, which `load` says, not this.
+
+    Raises DataError where the download fails, or where CIFAR-10 is on disk but lacks a file that
+    `need` asks for: what is on disk is never passed over in favour of the sample.
+    """
+    if source not in SOURCES:
+        raise DataError(f"unknown data source {source!r}: choose one of {', '.join(SOURCES)}")
+    for split in need:
+        check_split(split)
+    if source == "sample":
+        return source
+    directory = Path(directory)
+    if not on_disk(directory):
+        try:
+            _download(directory, download_url)
+        except DataError as error:
+            if source == "cifar10":
+                raise
+            log.warning("%s", error)
+            return "sample"
+    for split in need:
+        folder_with(directory, split)
+    return "cifar10"
+
+
+# ----------------------------------------------------------------------------------- download
+
+
+def _download(directory: Path, url: str | None) -> None:
+    """Have torchvision download the python version; DataError where that fails."""
+
+    class Mirrored(CIFAR10):
+        pass
+
+    if url:
+        Mirrored.url = url + CIFAR10.filename if url.endswith("/") else url
+    directory = _root(directory)
+    try:
+        with _socket_timeout(DOWNLOAD_TIMEOUT):
+            Mirrored(directory, train=False, download=True)
+    except Exception as error:  # a server or an archive can fail in any way; the remedy is one
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"cannot download CIFAR-10 from {Mirrored.url} to {directory} ({reason}): name a mirror"
+            " with --download-url, a folder that holds it with --data-dir, or use --data sample"
+        ) from error
+
+
+@contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    """torchvision sets none, so that a server that falls silent would hang it for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+# ------------------------------------------------------------------------------------- search
+
+
+def check_split(split: str) -> None:
+    """Raises DataError where there is no such split."""
+    if split not in SPLITS:
+        raise DataError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+
+
+def batches_of(split: str) -> dict[str, str]:
+    """The batches that hold a split, and the MD5 of each."""
+    return TEST_BATCHES if split == "test" else TRAIN_BATCHES
+
+
+def on_disk(directory: Path) -> dict[Path, list[str]]:
+    """The folders of CIFAR-10 in `directory`, which may be one itself, and the batches that have
+    a file there; in order of preference."""
+    try:
+        if directory.exists() and not directory.is_dir():
+            raise DataError(f"{directory} is not a folder: name the one that holds CIFAR-10")
+        found = {}
+        for name, suffix in SUFFIXES.items():
+            folder = _root(directory) / name
+            files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+            present = [b for b in (*TRAIN_BATCHES, *TEST_BATCHES) if b + suffix in files]
+            if present:
+                found[folder] = present
+        return found
+    except OSError as error:
+        raise DataError(
+            f"cannot look for CIFAR-10 in {directory} ({error.strerror}): name another folder"
+            " with --data-dir"
+        ) from error
+
+
+def _root(directory: Path) -> Path:
+    """The folder that holds CIFAR-10's folder, also where the latter is named itself."""
+    return directory.resolve().parent if directory.resolve().name in SUFFIXES else directory
+
+
+def folder_with(directory: Path, split: str) -> Path:
+    """The folder under `directory` that has the files of `split`; DataError if none has."""
+    found = on_disk(directory)
+    if not found:
+        raise DataError(
+            f"no CIFAR-10 in {directory}: put {PYTHON_FOLDER} or {BINARY_FOLDER} there, or name"
+            " another folder with --data-dir"
+        )
+    missing = {
+        folder: [
+            batch + SUFFIXES[folder.name] for batch in batches_of(split) if batch not in present
+        ]
+        for folder, present in found.items()
+    }
+    folder = min(missing, key=lambda folder: len(missing[folder]))
+    if not missing[folder]:
+        return folder
+    lack = f"{folder} has no {', '.join(missing[folder])}"
+    if split == "test":
+        raise DataError(
+            f"the test split is not on disk: {lack}; add it, or score the validation split with"
+            " --eval-split val (test.py: --split val)"
+        )
+    raise DataError(
+        f"the {split} split is not on disk: {lack}; add what is missing, or remove the folder to"
+        " have CIFAR-10 downloaded again"
+    )
+
+
+# ------------------------------------------------------------------------------------- verify
+
+
+def verify_pickle(path: Path, batch: str) -> None:
+    """Raises DataError where the python version's file does not have the MD5 that torchvision knows
+    for it: what is unpickled was checked before."""
+    if path.stat().st_size > PICKLE_BYTES or not check_integrity(path, PICKLES[batch]):
+        raise DataError(
+            f"{batch} is damaged: {path} does not have the official MD5 {PICKLES[batch]}; {REMEDY}"
+        )
+
+
+def verify_content(content: bytes, path: Path, batch: str, expected: str) -> None:
+    """Raises DataError where a batch's records, read from `path`, do not have this MD5."""
+    if md5(content) != expected:
+        raise DataError(
+            f"{batch} is damaged: the content of {path} does not have the official MD5 {expected};"
+            f" {REMEDY}"
+        )
+
+
+def md5(content: bytes) -> str:
+    """Of the content, as 32 hexadecimal digits."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()

@@ -1,0 +1,214 @@
+"""The loader: batches of one split, augmented and normalised on the training device.
+
+The whole split lives on the training device as one uint8 tensor; each batch is cut out of it,
+augmented and normalised there by a handful of tensor operations (`augment.py`). There are no worker
+processes and no per-image Python.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.augment import NO_AUGMENTATION, Augmentation, crop, cutout, flip, mix, normalize, pad
+from data.cifar10 import CLASSES, Split
+from data.files import DataError
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """What is drawn for one epoch; each tensor (N,), in the order in which images are shown."""
+
+    index: Tensor  # the image's place in the split
+    crop_top: Tensor
+    crop_left: Tensor
+    flip: Tensor
+    cutout_top: Tensor
+    cutout_left: Tensor
+    share: Tensor  # of the image's partner in mixup
+
+
+def _generator(stream: int, seed: int, epoch: int) -> torch.Generator:
+    """A CPU generator for (seed, epoch). Neighbouring seeds and epochs give unrelated numbers."""
+    state = np.random.SeedSequence((stream, epoch, seed)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+def _check(split: Split, batch_size: int, seed: int, world_size: int) -> None:
+    """Raises DataError where these do not fit together."""
+    if batch_size < 1:
+        raise DataError(f"batch size {batch_size}: choose 1 or more")
+    if batch_size > len(split):
+        raise DataError(
+            f"batch size {batch_size} is larger than the {split.name} split of {len(split)}"
+            " images: choose a smaller one"
+        )
+    if batch_size < world_size:
+        raise DataError(
+            f"batch size {batch_size} is smaller than the number of processes, {world_size}:"
+            " choose a larger one, or fewer processes"
+        )
+    if seed < 0:
+        raise DataError(f"seed {seed}: choose 0 or more")
+
+
+class Loader:
+    """Batches of one split: an iterable of (images, labels) with a length.
+
+    images: (N, 3, 32, 32), normalised, channels_last, of `dtype`; labels: (N,) int64, or with mixup
+    (N, 10) float32, the share of each class; both on `device`. The last batch may be shorter. The
+    order and the augmentation depend on nothing but (seed, epoch), whatever the device: all random
+    numbers of an epoch are drawn on the CPU before its first batch. For evaluation give
+    `augmentation=None, shuffle=False`.
+
+    Of `world_size` processes that train together each has a loader with its own `rank`, and takes
+    its part of every batch: together the batch as it is with one process, in sizes that differ by
+    one at most (none is left for some, where the last batch is very short). Batch size, length and
+    `images` are those of the whole.
+
+    The split is copied to the device once, already padded when the augmentation crops (an image
+    takes 3 kB, padded by 4 pixels 4.8 kB); `split` itself is not kept.
+
+    Raises DataError for a batch size below 1, below the number of processes or above the split's,
+    and for a negative seed.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        *,
+        augmentation: Augmentation | None,
+        seed: int,
+        device: torch.device | str,
+        mean: Sequence[float],
+        std: Sequence[float],
+        dtype: torch.dtype,
+        shuffle: bool,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        _check(split, batch_size, seed, world_size)
+        self.batch_size = batch_size
+        self.augmentation = augmentation or NO_AUGMENTATION
+        self.seed = seed
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.shuffle = shuffle
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.first_batch = 0
+
+        self._size = split.images.shape[-1]
+        self._images = split.images.to(self.device, memory_format=torch.channels_last)
+        labels = split.labels.to(self.device)
+        mixed = self.augmentation.mixup > 0
+        self._labels = F.one_hot(labels, len(CLASSES)).float() if mixed else labels
+        # As large as an image and in its memory layout: broadcasting three numbers over
+        # channels_last images would make the innermost loop three elements long.
+        self._mean = self._per_pixel(mean)
+        self._std = self._per_pixel(std)
+
+    def _per_pixel(self, channels: Sequence[float]) -> Tensor:
+        values = torch.tensor(channels, dtype=torch.float32, device=self.device).view(1, -1, 1, 1)
+        values = values.expand(1, len(channels), self._size, self._size)
+        return values.contiguous(memory_format=torch.channels_last)
+
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Choose what iterating shows from now on: `epoch`, without its first `first_batch`
+        batches, which are not computed. The rest is as it would have been after them."""
+        self.epoch = epoch
+        self.first_batch = first_batch
+
+    @property
+    def images(self) -> int:
+        """Number of images of a whole epoch."""
+        return len(self._labels)
+
+    def __len__(self) -> int:
+        """Number of batches of a whole epoch."""
+        return -(-self.images // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        epoch = self._draw(self.epoch)
+        for batch in range(self.first_batch, len(self)):
+            yield self._batch(epoch, batch)
+
+    def _whole(self, batch: int) -> tuple[int, int]:
+        """The first place of a batch in the order of the epoch, and its number of images."""
+        start = batch * self.batch_size
+        return start, min(self.batch_size, self.images - start)
+
+    def part(self, batch: int) -> slice:
+        """The places, in the order of the epoch, of the images that this process takes of a batch;
+        the larger parts are those of the first ranks."""
+        start, size = self._whole(batch)
+        first, end = (-(-size * rank // self.world_size) for rank in (self.rank, self.rank + 1))
+        return slice(start + first, start + end)
+
+    def weights(self) -> Iterator[float]:
+        """For each batch that iterating shows: what to multiply the mean loss of this part with,
+        so that the mean of the gradients over the processes is the gradient of the whole batch's
+        mean loss; 1 where all parts are equal."""
+        for batch in range(self.first_batch, len(self)):
+            part, (_, size) = self.part(batch), self._whole(batch)
+            yield (part.stop - part.start) * self.world_size / size
+
+    def _draw(self, epoch: int) -> _Epoch:
+        n, size, augmentation = len(self._labels), self._size, self.augmentation
+        generator = _generator(0, self.seed, epoch)
+
+        def draw(count: int) -> Tensor:
+            return torch.randint(count, (n,), generator=generator)
+
+        index = torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)
+        crop_top = draw(2 * augmentation.crop_padding + 1)
+        crop_left = draw(2 * augmentation.crop_padding + 1)
+        # The centre falls on any pixel, so the square is cut at the border as often as it may be.
+        cutout_top = draw(size) - augmentation.cutout // 2
+        cutout_left = draw(size) - augmentation.cutout // 2
+        coin = draw(2) == 1
+        if augmentation.flip == "alternating":
+            # Jordan 2024 (airbench, https://arxiv.org/abs/2404.00498): an image's first coin
+            # holds, and every other epoch shows it the other way round.
+            first = torch.randint(2, (n,), generator=_generator(1, self.seed, 0)) == 1
+            coin = first[index] ^ (epoch % 2 == 1)
+        share = augmentation.mixup * torch.rand(n, generator=generator)
+        drawn = (index, crop_top, crop_left, coin, cutout_top, cutout_left, share)
+        return _Epoch(*(numbers.to(self.device) for numbers in drawn))
+
+    def _augmented(self, epoch: _Epoch, part: slice) -> tuple[Tensor, Tensor]:
+        index = epoch.index[part]
+        # index_select copies whole images; plain indexing goes pixel by pixel (20 times slower).
+        images = self._images.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
+        augmentation = self.augmentation
+        if augmentation.crop_padding:
+            # A batch at a time: padded, the whole split would take half as much memory again.
+            images = pad(images, augmentation.crop_padding, augmentation.padding_mode)
+            images = crop(images, epoch.crop_top[part], epoch.crop_left[part], self._size)
+        if augmentation.flip != "none":
+            images = flip(images, epoch.flip[part])
+        images = normalize(images, self._mean, self._std, self.dtype)
+        if augmentation.cutout:
+            top, left = epoch.cutout_top[part], epoch.cutout_left[part]
+            images = cutout(images, top, left, augmentation.cutout)
+        return images, self._labels.index_select(0, index)
+
+    def _batch(self, epoch: _Epoch, batch: int) -> tuple[Tensor, Tensor]:
+        part = self.part(batch)
+        images, labels = self._augmented(epoch, part)
+        if not self.augmentation.mixup:
+            return images, labels
+        # The order is random, so the partner may be the image at the same distance from the other
+        # end of the batch: with one process there is nothing more to augment.
+        start, size = self._whole(batch)
+        mirrored = slice(2 * start + size - part.stop, 2 * start + size - part.start)
+        others, other_labels = (
+            (images, labels) if mirrored == part else self._augmented(epoch, mirrored)
+        )
+        share = epoch.share[part]
+        return mix(images, others.flip(0), share), mix(labels, other_labels.flip(0), share)

@@ -1,0 +1,1 @@
+"""What was tried: the search over networks and recipes, the ablation, the landscape."""

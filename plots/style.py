@@ -1,0 +1,124 @@
+"""What all figures share: size, fonts and colours, the grid of pictures, axes, and saving.
+
+Figures are drawn with matplotlib's Figure alone, which needs neither pyplot nor a display. Every
+function of `training.py`, `evaluation.py` and `reports.py` writes one PNG, 1260 pixels wide,
+replacing the file at `path` only once the new one is complete. Arrays may be NumPy arrays, lists or
+torch tensors on the CPU. All of them raise ValueError for input that does not fit together, and
+OSError, with `path` as its filename, where the file cannot be written.
+
+Colours are from the palette of Okabe and Ito (2008), "Color Universal Design", or from viridis:
+both can be told apart by colour-blind readers.
+"""
+
+import contextlib
+import io
+import math
+import os
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+
+WIDTH = 8.4  # inches: at 150 dpi a README shows 1260 pixels in about 830, 10 points as 14 pixels
+DPI = 150
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#707070"
+CURVES = (
+    {"color": BLUE, "linestyle": "-", "marker": "s"},
+    {"color": ORANGE, "linestyle": "--", "marker": "o"},
+)
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.labelsize": 10,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 10,
+    "figure.titlesize": 11.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#DDDDDD",
+}
+
+
+def new_figure(height: float, title: str) -> Figure:
+    """An empty figure of `height` inches, and what the title needs beyond its first line."""
+    lines = textwrap.wrap(title, width=76)
+    height += 0.2 * max(0, len(lines) - 1)
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
+    figure.get_layout_engine().set(
+        w_pad=0.06, h_pad=0.06, wspace=0.03, hspace=0.03
+    )  # inches, shares
+    figure.suptitle("\n".join(lines), parse_math=False)
+    return figure
+
+
+def picture_grid(figure: Figure, images: np.ndarray, columns: int) -> list[Axes]:
+    """Draw (N, 3, H, W) images row by row; return the N axes that hold them."""
+    rows = -(-len(images) // columns)
+    every = figure.subplots(rows, columns, squeeze=False).flat
+    for axes in every:
+        axes.axis("off")
+    drawn = list(every[: len(images)])
+    for axes, image in zip(drawn, images, strict=True):
+        axes.imshow(image.transpose(1, 2, 0), interpolation="nearest")
+    return drawn
+
+
+def marker_places(length: int) -> list[int]:
+    """About 12 indices of a curve of `length` points, the last always among them."""
+    return sorted(range(length - 1, -1, -max(1, length // 12)))
+
+
+def round_steps(low: float, high: float) -> list[float]:
+    """A few round numbers between `low` and `high`, both above 0, evenly spread by their ratio."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    narrow = tuple(tenths / 10 for tenths in range(10, 100))
+    for digits in (narrow, (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
+        steps = [d * 10.0**k for k in decades for d in digits if low <= d * 10.0**k <= high]
+        if len(steps) <= 7:
+            break
+    return steps
+
+
+def label_logarithmic(axis: Axis, values: Sequence[float]) -> None:
+    """Ticks at `values` and nowhere else, as plain numbers with k for thousands."""
+    axis.set_major_locator(FixedLocator(values))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x >= 2000 else f"{x:g}")
+
+
+def as_counts(values: Any) -> np.ndarray:
+    return np.asarray(values).astype(np.int64)
+
+
+def as_images(images: Any) -> np.ndarray:
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(
+            f"images of shape {images.shape} and type {images.dtype} cannot be drawn: "
+            f"pass uint8 of shape (N, 3, H, W)"
+        )
+    return images
+
+
+def save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write `figure` beside `path` and then move it there, so that no half of a file is left."""
+    path = Path(path)
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(png.getvalue())
+        os.replace(partial, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):  # there is none where all went well
+            partial.unlink()

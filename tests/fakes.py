@@ -1,0 +1,108 @@
+"""What stands in for CIFAR-10 in the tests of `data/`, and what they compare with.
+
+The fakes have 20 images a batch.
+"""
+
+import hashlib
+import io
+import pickle
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data import DataError
+
+ROOT = Path(__file__).resolve().parent.parent
+BATCHES = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
+FAKE_BATCH = 20  # images
+
+
+class Python2Pickler(pickle._Pickler):
+    """Writes what Python 2 wrote: byte strings, as in the official files."""
+
+    dispatch = dict(pickle._Pickler.dispatch)
+
+    def save_string(self, text):
+        raw = text.encode("latin1") if isinstance(text, str) else text
+        self.write(b"T" + struct.pack("<i", len(raw)) + raw)
+        self.memoize(text)
+
+    dispatch[str] = dispatch[bytes] = save_string
+
+
+def python2_pickle(value):
+    file = io.BytesIO()
+    Python2Pickler(file, protocol=2).dump(value)
+    return file.getvalue().replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+
+
+class Fake:
+    """A small CIFAR-10: its records, and how to lay it out on disk in either format."""
+
+    def __init__(self):
+        random = np.random.RandomState(0)
+        self.records = {}
+        for batch in BATCHES:
+            labels = random.permutation(np.arange(FAKE_BATCH) % 10)
+            pixels = random.randint(0, 256, (FAKE_BATCH, 3072))
+            self.records[batch] = np.hstack([labels[:, None], pixels]).astype(np.uint8)
+        self.binary = {batch: records.tobytes() for batch, records in self.records.items()}
+        self.python = {
+            batch: python2_pickle(
+                {
+                    "batch_label": batch,
+                    "labels": records[:, 0].tolist(),
+                    "data": records[:, 1:],
+                    "filenames": [f"{i}.png" for i in range(FAKE_BATCH)],
+                }
+            )
+            for batch, records in self.records.items()
+        }
+
+    def write_binary(self, directory, batches=BATCHES):
+        folder = directory / "cifar-10-batches-bin"
+        folder.mkdir()
+        for batch in batches:
+            (folder / f"{batch}.bin").write_bytes(self.binary[batch])
+        return folder
+
+    def write_python(self, directory, batches=BATCHES):
+        folder = directory / "cifar-10-batches-py"
+        folder.mkdir()
+        for batch in batches:
+            (folder / batch).write_bytes(self.python[batch])
+        return folder
+
+    def images(self, *batches):
+        records = np.concatenate([self.records[batch] for batch in batches])
+        return torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32))
+
+
+def md5(content):
+    return hashlib.md5(content).hexdigest()
+
+
+def error_of(function, *args, **kwargs):
+    """The message of the DataError that a call raises: one line, without a word of Python's."""
+    with pytest.raises(DataError) as caught:
+        function(*args, **kwargs)
+    message = str(caught.value)
+    assert "\n" not in message and "Error" not in message
+    return message
+
+
+def same(a, b):
+    return torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels)
+
+
+def random_images(n, size=32, seed=0, channels_last=False):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=generator)
+    return images.contiguous(memory_format=torch.channels_last) if channels_last else images
+
+
+def is_channels_last(images):
+    return images.is_contiguous(memory_format=torch.channels_last)

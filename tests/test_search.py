@@ -1,0 +1,61 @@
+"""The search: its candidates, its table, and the ablation that is drawn of it."""
+
+import pytest
+import torch
+
+import models
+import plots
+from experiments import search
+from training.optimizer import build_optimizer
+from utils import count_parameters
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", search.CANDIDATES)
+def test_every_candidate_can_be_trained(name):
+    candidate = search.CANDIDATES[name]
+    settings = search.settings_of(candidate, 3, 1, CPU)
+    assert settings.recipe.epochs == 3 and settings.seed == 1
+    model = models.build(settings.model, **settings.config)
+    build_optimizer(model, settings.recipe)
+    parameters, whole = (
+        count_parameters(network) for network in (model, models.build(settings.model))
+    )
+    assert parameters < 101_000
+    if name in search.ABLATION:
+        assert abs(parameters / whole - 1) < 0.05
+
+
+def test_the_search_compares_speed_in_turn_and_writes_no_row(tmp_path, monkeypatch, capsys):
+    turns, table = [], tmp_path / "search.csv"
+
+    def timer(candidate, directory, device):
+        seconds = iter(range(100 if candidate.recipe else 60, 1000, 2))
+        return lambda: turns.append(bool(candidate.recipe)) or next(seconds)
+
+    monkeypatch.setattr(search, "timer", timer)
+    search.main(["--speed", "--only", "full", "sgd", "--output", str(table)])
+    _, full, sgd = capsys.readouterr().out.splitlines()
+    assert full.split()[1:5] == ["full", "64", "60", "68"]
+    assert sgd.split()[1:5] == ["sgd", "104", "100", "108"]
+    assert turns[:4] == [False, True, True, False] and not table.exists()
+
+
+def test_the_ablation_is_drawn_at_its_largest_budget(tmp_path, monkeypatch):
+    table, drawn = tmp_path / "search.csv", []
+    for name, epochs, accuracy in (
+        ("full", 4, 0.8),
+        ("full", 16, 0.95),
+        ("full", 12, 0.9),
+        ("full", 12, 0.91),
+        ("sgd", 20, 0.7),
+        ("no_dilated", 12, 0.89),
+    ):
+        row = dict.fromkeys(search.COLUMNS, 0)
+        row |= {"candidate": name, "epochs": epochs, "val_accuracy": accuracy, "parameters": 96118}
+        search.append(row, table)
+    monkeypatch.setattr(plots, "ablation", lambda accuracies, path, title: drawn.append(accuracies))
+    search.main(["--figure", str(tmp_path / "x.png"), "--output", str(table)])
+    whole, without = "full (96,118 parameters)", "no dilated (96,118 parameters)"
+    assert drawn == [{whole: [0.9, 0.91], without: [0.89]}]

@@ -1,0 +1,36 @@
+"""Short runs of the tools that prove at length that nothing is lost (stress/)."""
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+from stress import mutants
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def tool(name, *flags):
+    """The last line of one of the tools, which must find nothing wrong."""
+    command = [sys.executable, "-m", f"stress.{name}", *map(str, flags)]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout.splitlines()[-1]
+
+
+def test_kills_at_any_moment():
+    line = tool("kill", "--kills", 4, "--images", 200, "--batch-size", 50)
+    assert line.startswith("4 kills survived of 4")
+
+
+def test_mutants_of_every_file():
+    line = tool("fuzz", "--mutants", 200)
+    assert line.startswith("200 of 200 mutants refused or right")
+
+
+def test_the_mutants_are_the_same_every_time():
+    def made():
+        chance = random.Random("0 1")
+        return [mutation(bytes(range(256)) * 9, chance) for mutation in mutants.DAMAGES]
+
+    assert made() == made()

@@ -1,0 +1,173 @@
+"""What a run is: from the flags of a new one, or from the checkpoint of an interrupted one."""
+
+import sys
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, get_origin, get_type_hints
+
+import torch
+
+import data
+import models
+import utils
+from training import checkpoint as checkpoints
+from training.recipe import RECIPES, Recipe
+
+RUNS = Path(__file__).resolve().parents[1] / "runs"  # where new runs have their folders
+AUTO = Path("auto")
+RECIPE_FLAGS = [
+    field.name for field in fields(Recipe) if field.name not in ("milestones", "nesterov")
+]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is: kept in its config.json and its checkpoints."""
+
+    model: str
+    config: dict[str, Any]
+    recipe: Recipe
+    source: str
+    eval_split: str
+    precision: str
+    seed: int
+
+    @property
+    def train_split(self) -> str:
+        return "train" if self.eval_split == "val" else "train+val"
+
+    @property
+    def title(self) -> str:
+        sample = ", trained on the built-in sample only" if self.source == "sample" else ""
+        return f"{self.model} on CIFAR-10{sample}"
+
+
+def check_types(record: Any) -> None:
+    """TypeError where a dataclass has a field that is not of its declared type."""
+    for name, kind in get_type_hints(type(record)).items():
+        kind = (int, float) if kind is float else get_origin(kind) or kind
+        if not isinstance(getattr(record, name), kind):
+            raise TypeError(f"{name} is not of type {kind}")
+
+
+def required_splits(eval_split: str) -> tuple[str, ...]:
+    """What a run that evaluates `eval_split`, or "none", reads."""
+    train_split = "train" if eval_split == "val" else "train+val"
+    return (train_split,) if eval_split == "none" else (train_split, eval_split)
+
+
+def new_settings(given: dict[str, Any], device: torch.device) -> Settings:
+    """The settings of a fresh run: the flags, and the network's own recipe for the rest."""
+    model = given.get("model", models.names()[0])
+    recipe = replace(RECIPES[model], **{k: given[k] for k in RECIPE_FLAGS if k in given})
+    source = given.get("data", "auto")
+    eval_split = given.get("eval_split")
+    need = required_splits(eval_split or "test")
+    directory = given.get("data_dir", data.DEFAULT_DIRECTORY)
+    found = data.find(source, directory, need=need, download_url=given.get("download_url"))
+    if eval_split is None:
+        eval_split = "val" if found == "sample" else "test"
+    precision = utils.pick_precision(given.get("precision", "auto"), device)
+    return Settings(
+        model=model,
+        config=models.config_dict(model),
+        recipe=recipe,
+        source=found,
+        eval_split=eval_split,
+        precision=utils.precision_name(precision),
+        seed=given.get("seed", 0),
+    )
+
+
+def settings_of(checkpoint: dict[str, Any], given: dict[str, Any], path: Path) -> Settings:
+    """The settings of an interrupted run, which no flag may contradict."""
+    if "training" not in checkpoint:
+        raise utils.RunError(
+            f"{path} holds released weights, which cannot be resumed: use a last.pt"
+        )
+    try:
+        settings = dict(checkpoint["training"]["settings"])
+        recipe = dict(settings.pop("recipe"))
+        recipe["milestones"] = tuple(
+            (float(a), float(b), float(c)) for a, b, c in recipe["milestones"]
+        )
+        settings = Settings(recipe=Recipe(**recipe), **settings)
+        if (settings.model, settings.config) != (checkpoint["model"], checkpoint["config"]):
+            raise ValueError("the weights are those of another network")
+        check_types(settings)
+        check_types(settings.recipe)
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise utils.RunError(f"{path} is damaged: its settings make no sense") from error
+    settled = {**asdict(settings), **asdict(settings.recipe), "data": settings.source}
+    changed = [
+        name for name, value in given.items() if value not in ("auto", settled.get(name, value))
+    ]
+    if changed:
+        flags = ", ".join("--" + name.replace("_", "-") for name in changed)
+        raise utils.RunError(f"{flags} cannot change with --resume: start a new run instead")
+    return settings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the flags and the files say that is to be done.
+
+    Attributes:
+        resumed: the checkpoint to go on from that the user asked for, None for a new run.
+        source: the one that was intact, and `checkpoint` its content.
+    """
+
+    settings: Settings
+    output: Path
+    resumed: Path | None = None
+    source: Path | None = None
+    checkpoint: dict[str, Any] | None = None
+
+
+def make_plan(given: dict[str, Any], device: torch.device) -> Plan:
+    """What these flags, of which only those given are there, ask for.
+
+    Raises:
+        utils.RunError, data.DataError, models.ModelError, RecipeError: it cannot be done.
+    """
+    resumed = find_resumed(given)
+    if resumed is None:
+        settings = new_settings(given, device)
+        return Plan(settings, output_folder(given, settings, None))
+    checkpoint, source = load_resumed(resumed)
+    settings = settings_of(checkpoint, given, source)
+    checkpoints.rebuild(models.build, checkpoint, source)  # refuses weights of another network
+    return Plan(settings, output_folder(given, settings, resumed), resumed, source, checkpoint)
+
+
+def find_resumed(given: dict[str, Any]) -> Path | None:
+    """The checkpoint to go on from; None for a new run."""
+    if given.get("resume") != AUTO:
+        return given.get("resume")
+    if "output" in given:
+        return checkpoints.find_latest([given["output"]])
+    model = given.get("model", models.names()[0])
+    return checkpoints.find_latest(RUNS.glob(f"{model}-*"))
+
+
+def load_resumed(path: Path) -> tuple[dict[str, Any], Path]:
+    """The checkpoint to go on from, and its file: where `path` is damaged, the one before it."""
+    older = path.with_name(checkpoints.PREVIOUS)
+    try:
+        return checkpoints.load_checkpoint(path), path
+    except utils.RunError as error:
+        if path.name != checkpoints.LAST or not older.exists():
+            raise
+        checkpoint = checkpoints.load_checkpoint(older)
+        print(f"{error}; going on from {older.name}, the one before it", file=sys.stderr)
+        return checkpoint, older
+
+
+def output_folder(given: dict[str, Any], settings: Settings, resumed: Path | None) -> Path:
+    """The folder of the run; a resumed run stays where it was."""
+    if "output" in given:
+        return given["output"]
+    if resumed is not None:
+        return resumed.parent
+    return RUNS / f"{settings.model}-{datetime.now():%Y%m%d-%H%M%S}"
