@@ -1,21 +1,33 @@
 """The building blocks of the networks: one small module an idea.
 
 All of them map (N, C, H, W) to (N, C', H', W') and keep the memory format of their input. A
-convolution has a bias only where no BatchNorm follows.
+convolution has a bias only where no BatchNorm follows. With `mirror` a layer commutes with
+mirroring the image and exchanging the halves of its channels, and learns half as much: see
+mirror.py.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.mirror import (
+    MirrorBatchNorm2d,
+    TiedModule,
+    even_and_odd,
+    flipped,
+    merge_halves,
+    repeated,
+    swapped,
+)
 
-def batch_norm(channels: int, *, zero: bool = False) -> nn.BatchNorm2d:
+
+def batch_norm(channels: int, *, mirror: bool = False, zero: bool = False) -> nn.BatchNorm2d:
     """BatchNorm over `channels`; with `zero` its scale starts at 0.
 
     A residual branch that ends in a zero scale starts as the identity, so that a deep stack of them
     trains from the first step at a high learning rate (Goyal et al. 2017, arXiv:1706.02677).
     """
-    norm = nn.BatchNorm2d(channels)
+    norm = MirrorBatchNorm2d(channels) if mirror else nn.BatchNorm2d(channels)
     if zero:
         nn.init.zeros_(norm.weight)
     return norm
@@ -24,12 +36,13 @@ def batch_norm(channels: int, *, zero: bool = False) -> nn.BatchNorm2d:
 def global_average(x: Tensor) -> Tensor:
     """(N, C, H, W) -> the mean of each channel, (N, C).
 
-    Over the middle dimension of (N, H * W, C): on channels_last tensors in half precision several
-    times faster on a CPU than a mean over two dimensions. Mixed precision would make a float32 copy
-    of x first, which the sum within `mean` does not need to be exact.
+    As a product with a row of H * W equal weights: on channels_last tensors in half precision
+    several times faster on a CPU than a mean, forwards and backwards, and summed in float32 within.
     """
     with torch.autocast(x.device.type, enabled=False):
-        return x.permute(0, 2, 3, 1).flatten(1, 2).mean(1)
+        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # (N, H * W, C)
+        count = pixels.shape[1]
+        return (pixels.new_full((1, count), 1 / count) @ pixels).squeeze(1)
 
 
 def phases(x: Tensor, dilation: int) -> Tensor:
@@ -51,76 +64,126 @@ def merge_phases(x: Tensor, dilation: int) -> Tensor:
     return x.permute(0, 3, 1, 4, 2, 5).reshape(n // (d * d), h * d, w * d, c).permute(0, 3, 1, 2)
 
 
-class DepthwiseConv2d(nn.Conv2d):
+class DepthwiseConv2d(TiedModule, nn.Conv2d):
     """Depthwise 3x3 convolution, one filter a channel, that keeps height and width.
 
     Its taps are `dilation` pixels apart (Yu & Koltun 2016, arXiv:1511.07122): nine weights a
     channel see a square of 2 * dilation + 1 pixels.
     """
 
-    def __init__(self, channels: int, dilation: int) -> None:
+    def __init__(self, channels: int, dilation: int, *, mirror: bool = False) -> None:
         super().__init__(
             channels, channels, 3, padding=dilation, dilation=dilation, groups=channels, bias=False
         )
+        if mirror:
+            self.tie("weight", self.weight[: channels // 2], flipped)
 
     def forward(self, x: Tensor, step: int = 1) -> Tensor:
         """`x` in `phases(..., step)`, where taps that are `dilation` apart are closer by `step`."""
         spread = self.dilation[0] // step
-        return F.conv2d(x, self.weight, padding=spread, dilation=spread, groups=self.groups)
+        return F.conv2d(x, self.tied("weight"), padding=spread, dilation=spread, groups=self.groups)
 
 
-class PointwiseConv2d(nn.Conv2d):
-    """1x1 convolution whose weight is a matrix (C', C), which is what Muon trains (recipe.py)."""
+class PointwiseConv2d(TiedModule, nn.Conv2d):
+    """1x1 convolution whose weight is a matrix (C', C), or with `mirror` the two (2, C' / 2, C / 2)
+    that make one: these are what Muon trains (training/optimizer.py)."""
 
     def __init__(
-        self, channels: int, out_channels: int, *, groups: int = 1, bias: bool = False
+        self,
+        channels: int,
+        out_channels: int,
+        *,
+        groups: int = 1,
+        bias: bool = False,
+        mirror: bool = False,
     ) -> None:
         super().__init__(channels, out_channels, 1, groups=groups, bias=bias)
-        self.weight = nn.Parameter(self.weight.detach().flatten(1))
+        matrix = self.weight.detach().flatten(1)
+        self.weight = nn.Parameter(matrix)
+        if not mirror:
+            return
+        if groups == 1:
+            a, b = matrix[: out_channels // 2].chunk(2, dim=1)
+            self.tie("weight", torch.stack([a + b, a - b]), even_and_odd)
+        else:
+            self.tie("weight", matrix[: out_channels // 2], repeated)
+        if bias:
+            self.tie("bias", self.bias[: out_channels // 2], repeated)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight[:, :, None, None], self.bias, groups=self.groups)
+        kernel = self.tied("weight")[:, :, None, None]
+        bias = None if self.bias is None else self.tied("bias")
+        return F.conv2d(x, kernel, bias, groups=self.groups)
 
 
 class DepthwiseSeparableConv2d(nn.Module):
     """Depthwise 3x3, norm, pointwise 1x1 convolution (Howard et al. 2017, MobileNets,
     arXiv:1704.04861): 9 C + C C' weights instead of 9 C C'."""
 
-    def __init__(self, channels: int, out_channels: int, dilation: int) -> None:
+    def __init__(
+        self, channels: int, out_channels: int, dilation: int, *, mirror: bool = False
+    ) -> None:
         super().__init__()
-        self.dwconv = DepthwiseConv2d(channels, dilation)
-        self.norm = batch_norm(channels)
-        self.pwconv = PointwiseConv2d(channels, out_channels, bias=True)
+        self.dwconv = DepthwiseConv2d(channels, dilation, mirror=mirror)
+        self.norm = batch_norm(channels, mirror=mirror)
+        self.pwconv = PointwiseConv2d(channels, out_channels, bias=True, mirror=mirror)
 
     def forward(self, x: Tensor, step: int = 1) -> Tensor:
         """As in DepthwiseConv2d."""
         return self.pwconv(self.norm(self.dwconv(x, step)))
 
 
-class OrdinaryConv2d(nn.Module):
-    """Ordinary 3x3 convolution and norm: what the depthwise-separable one replaces."""
+class DenseConv2d(TiedModule, nn.Conv2d):
+    """Ordinary 3x3 convolution that keeps height and width.
 
-    def __init__(self, channels: int, out_channels: int, dilation: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(
-            channels, out_channels, 3, padding=dilation, dilation=dilation, bias=False
-        )
-        self.norm = batch_norm(out_channels)
+    With `mirror`, `halves` says whether its input has halves, which an image has not.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        dilation: int = 1,
+        *,
+        mirror: bool = False,
+        halves: bool = True,
+    ) -> None:
+        super().__init__(channels, out_channels, 3, padding=dilation, dilation=dilation, bias=False)
+        if mirror:
+            self.tie("weight", self.weight[: out_channels // 2], swapped if halves else flipped)
 
     def forward(self, x: Tensor, step: int = 1) -> Tensor:
         """As in DepthwiseConv2d."""
-        spread = self.conv.dilation[0] // step
-        return self.norm(F.conv2d(x, self.conv.weight, padding=spread, dilation=spread))
+        spread = self.dilation[0] // step
+        return F.conv2d(x, self.tied("weight"), padding=spread, dilation=spread)
+
+
+class OrdinaryConv2d(nn.Module):
+    """Ordinary 3x3 convolution and norm: what the depthwise-separable one replaces."""
+
+    def __init__(
+        self, channels: int, out_channels: int, dilation: int, *, mirror: bool = False
+    ) -> None:
+        super().__init__()
+        self.conv = DenseConv2d(channels, out_channels, dilation, mirror=mirror)
+        self.norm = batch_norm(out_channels, mirror=mirror)
+
+    def forward(self, x: Tensor, step: int = 1) -> Tensor:
+        """As in DepthwiseConv2d."""
+        return self.norm(self.conv(x, step))
 
 
 class EfficientChannelAttention(nn.Module):
     """Efficient channel attention, ECA (Wang et al. 2020, arXiv:1910.03151): each channel is scaled
     by a sigmoid of a convolution over its neighbours' global averages. Three weights in all.
+
+    With `mirror` it sees the mean of the halves and scales both alike.
     """
 
-    def __init__(self, kernel_size: int = 3) -> None:
+    def __init__(self, kernel_size: int = 3, *, mirror: bool = False) -> None:
         super().__init__()
         self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        self.mirror = mirror
 
     def gate(self, x: Tensor, step: int = 1) -> Tensor:
         """(N, C, H, W) -> the scale of each channel, (N, C, 1, 1), between 0 and 1.
@@ -128,10 +191,13 @@ class EfficientChannelAttention(nn.Module):
         Of an image in `phases(..., step)`, all have the same.
         """
         averages = global_average(x).unflatten(0, (-1, step**2)).mean(1)
+        if self.mirror:
+            averages = merge_halves(averages)
         # A few thousand numbers: float32 costs nothing, and half precision is slow here on a CPU.
         with torch.autocast(x.device.type, enabled=False):
             gate = self.conv(averages[:, None].to(self.conv.weight.dtype)).sigmoid()
-        return gate.to(x.dtype)[:, 0, :, None, None].repeat_interleave(step**2, 0)
+        gate = gate.to(x.dtype)[:, 0].repeat(1, 2 if self.mirror else 1)
+        return gate[:, :, None, None].repeat_interleave(step**2, 0)
 
     def forward(self, x: Tensor, step: int = 1) -> Tensor:
         return x * self.gate(x, step)
@@ -151,12 +217,18 @@ class ResidualBlock(nn.Module):
     """
 
     def __init__(
-        self, convolution: nn.Module, hidden: int, channels: int, attention: nn.Module | None
+        self,
+        convolution: nn.Module,
+        hidden: int,
+        channels: int,
+        attention: nn.Module | None,
+        *,
+        mirror: bool = False,
     ) -> None:
         super().__init__()
         self.convolution = convolution
-        self.project = PointwiseConv2d(hidden, channels)
-        self.norm = batch_norm(channels, zero=True)
+        self.project = PointwiseConv2d(hidden, channels, mirror=mirror)
+        self.norm = batch_norm(channels, mirror=mirror, zero=True)
         self.attention = attention
 
     def forward(self, x: Tensor, step: int = 1) -> Tensor:
@@ -186,6 +258,31 @@ class Stage(nn.Sequential):
         return merge_phases(x, step) if step > 1 else x
 
 
+class UnshuffleConv2d(PointwiseConv2d):
+    """Pixel unshuffle and a pointwise convolution in one: a 2x2 convolution with stride 2, whose
+    weight is a matrix (C', 4 C / groups), or with `mirror` its first half, (C' / 2, 4 C / groups).
+
+    A CPU takes half the time, and CUDA has no kernel for nn.PixelUnshuffle in channels_last.
+    """
+
+    def __init__(
+        self, channels: int, out_channels: int, *, groups: int = 1, mirror: bool = False
+    ) -> None:
+        super().__init__(4 * channels, out_channels, groups=groups)
+        if mirror:
+            self.tie("weight", self.weight[: out_channels // 2], self._mirror)
+
+    def _square(self, matrix: Tensor) -> Tensor:
+        return matrix.unflatten(-1, (-1, 2, 2))
+
+    def _mirror(self, half: Tensor) -> Tensor:
+        tie = swapped if self.groups == 1 else flipped
+        return tie(self._square(half)).flatten(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self._square(self.tied("weight")), stride=2, groups=self.groups)
+
+
 class UnshuffleDown(nn.Module):
     """Halve height and width and lose nothing: pixel unshuffle (the inverse of Shi et al. 2016,
     arXiv:1609.05158) turns each 2x2 square into four channels, a 1x1 convolution mixes them.
@@ -193,30 +290,44 @@ class UnshuffleDown(nn.Module):
     (N, C, H, W) -> (N, C', H / 2, W / 2).
     """
 
-    def __init__(self, channels: int, out_channels: int, *, groups: int = 1) -> None:
+    def __init__(
+        self, channels: int, out_channels: int, *, groups: int = 1, mirror: bool = False
+    ) -> None:
         super().__init__()
-        self.unshuffle = nn.PixelUnshuffle(2)
-        self.pwconv = PointwiseConv2d(4 * channels, out_channels, groups=groups)
-        self.norm = batch_norm(out_channels)
+        self.pwconv = UnshuffleConv2d(channels, out_channels, groups=groups, mirror=mirror)
+        self.norm = batch_norm(out_channels, mirror=mirror)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or x.device.type != "cpu":
-            return self.norm(self.pwconv(self.unshuffle(x)))
-        # The same as a 2x2 convolution with stride 2, which on a CPU takes half the time.
-        weight = self.pwconv.weight.view(self.norm.num_features, -1, 2, 2)
-        return self.norm(F.conv2d(x, weight, stride=2, groups=self.pwconv.groups))
+        return self.norm(self.pwconv(x))
 
 
 class MaxPoolDown(nn.Module):
     """Halve height and width by the maximum of each 2x2 square, then a 1x1 convolution."""
 
-    def __init__(self, channels: int, out_channels: int, *, groups: int = 1) -> None:
+    def __init__(
+        self, channels: int, out_channels: int, *, groups: int = 1, mirror: bool = False
+    ) -> None:
         super().__init__()
-        self.pwconv = PointwiseConv2d(channels, out_channels, groups=groups)
-        self.norm = batch_norm(out_channels)
+        self.pwconv = PointwiseConv2d(channels, out_channels, groups=groups, mirror=mirror)
+        self.norm = batch_norm(out_channels, mirror=mirror)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.pwconv(F.max_pool2d(x, 2)))
+
+
+class TransposedConv2d(TiedModule, nn.ConvTranspose2d):
+    """2x2 transposed convolution in groups with stride 2; with `mirror` there are an even number of
+    groups, half of them in each half of the channels."""
+
+    def __init__(
+        self, channels: int, out_channels: int, *, groups: int, mirror: bool = False
+    ) -> None:
+        super().__init__(channels, out_channels, 2, stride=2, groups=groups, bias=False)
+        if mirror:
+            self.tie("weight", self.weight[: channels // 2], flipped)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv_transpose2d(x, self.tied("weight"), stride=2, groups=self.groups)
 
 
 class TransposedUp(nn.Module):
@@ -225,12 +336,12 @@ class TransposedUp(nn.Module):
     (N, C, H, W) -> (N, C', 2 H, 2 W).
     """
 
-    def __init__(self, channels: int, out_channels: int, *, groups: int) -> None:
+    def __init__(
+        self, channels: int, out_channels: int, *, groups: int, mirror: bool = False
+    ) -> None:
         super().__init__()
-        self.upconv = nn.ConvTranspose2d(
-            channels, out_channels, 2, stride=2, groups=groups, bias=False
-        )
-        self.norm = batch_norm(out_channels, zero=True)
+        self.upconv = TransposedConv2d(channels, out_channels, groups=groups, mirror=mirror)
+        self.norm = batch_norm(out_channels, mirror=mirror, zero=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.upconv(x))
@@ -242,10 +353,12 @@ class NearestUp(nn.Module):
     (N, C, H, W) -> (N, C', 2 H, 2 W).
     """
 
-    def __init__(self, channels: int, out_channels: int, *, groups: int) -> None:
+    def __init__(
+        self, channels: int, out_channels: int, *, groups: int, mirror: bool = False
+    ) -> None:
         super().__init__()
-        self.pwconv = PointwiseConv2d(channels, out_channels, groups=groups)
-        self.norm = batch_norm(out_channels, zero=True)
+        self.pwconv = PointwiseConv2d(channels, out_channels, groups=groups, mirror=mirror)
+        self.norm = batch_norm(out_channels, mirror=mirror, zero=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.interpolate(self.norm(self.pwconv(x)), scale_factor=2, mode="nearest")

@@ -1,10 +1,12 @@
-"""The default network: residual depthwise-separable blocks, most of them at 16x16 pixels."""
+"""The default network: residual depthwise-separable blocks at 32x32 and 16x16 pixels that know
+mirrors: the logits of an image and of its mirror image are equal."""
 
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from models.blocks import (
+    DenseConv2d,
     DepthwiseSeparableConv2d,
     EfficientChannelAttention,
     Hourglass,
@@ -18,11 +20,12 @@ from models.blocks import (
     batch_norm,
     global_average,
 )
+from models.mirror import merge_halves, put_together
 
 
 @dataclass(frozen=True)
 class Under100kConfig:
-    """What rebuilds the network; each of the five switches leaves out one operation.
+    """What rebuilds the network; each of the six switches leaves out one operation.
 
     Attributes:
         widths: channels at 32x32 and at 16x16 pixels.
@@ -35,16 +38,19 @@ class Under100kConfig:
             1x1 convolution and repeated pixels.
         unshuffle: resolution is halved by pixel unshuffle; False: by max pooling.
         attention: channel attention on the last block of each stage at 16x16; False: on none.
+        mirror: every layer commutes with mirroring the image, and half of its kernel is learned;
+            False: all of it is, which takes nearly twice the parameters, so choose smaller widths.
     """
 
-    widths: tuple[int, int] = (32, 64)
-    hidden: tuple[int, int] = (64, 64)
-    depths: tuple[int, int, int, int] = (2, 3, 2, 2)
+    widths: tuple[int, int] = (32, 96)
+    hidden: tuple[int, int] = (64, 96)
+    depths: tuple[int, int, int, int] = (5, 2, 2, 2)
     separable: bool = True
     dilated: bool = True
     transposed: bool = True
     unshuffle: bool = True
     attention: bool = True
+    mirror: bool = True
 
 
 GROUPS = 8  # of the hourglass's ways down and up
@@ -56,34 +62,37 @@ class Under100k(nn.Module):
     image      3 x 32 x 32
     stem       3x3 convolution                                    32 x 32 x 32
     fine       residual blocks                                    32 x 32 x 32
-    down       pixel unshuffle, 1x1                               64 x 16 x 16
-    near       residual blocks, dilation 1                        64 x 16 x 16
-    hourglass  pixel unshuffle, a block, transposed convolution   64 x 16 x 16
-    wide       residual blocks, dilation 2                        64 x 16 x 16
-    widest     residual blocks, dilation 4                        64 x 16 x 16
-    head       global average, linear
+    down       pixel unshuffle, 1x1                               96 x 16 x 16
+    near       residual blocks, dilation 1                        96 x 16 x 16
+    hourglass  pixel unshuffle, a block, transposed convolution   96 x 16 x 16
+    wide       residual blocks, dilation 2                        96 x 16 x 16
+    widest     residual blocks, dilation 4                        96 x 16 x 16
+    head       global average, mean of mirrored halves, linear
     """
 
     def __init__(self, config: Under100kConfig) -> None:
         super().__init__()
         self.config = config
         fine, coarse = config.widths
+        mirror = {"mirror": config.mirror}
         down = UnshuffleDown if config.unshuffle else MaxPoolDown
         up = TransposedUp if config.transposed else NearestUp
         self.stem = nn.Sequential(
-            nn.Conv2d(3, fine, 3, padding=1, bias=False), batch_norm(fine), nn.ReLU(inplace=True)
+            DenseConv2d(3, fine, halves=False, **mirror),
+            batch_norm(fine, **mirror),
+            nn.ReLU(inplace=True),
         )
         self.fine = self._stage(0, config.depths[0])
-        self.down = down(fine, coarse)
+        self.down = down(fine, coarse, **mirror)
         self.near = self._stage(1, config.depths[1])
         self.hourglass = Hourglass(
-            down(coarse, coarse, groups=GROUPS),
+            down(coarse, coarse, groups=GROUPS, **mirror),
             self._stage(1, 1),
-            up(coarse, coarse, groups=GROUPS),
+            up(coarse, coarse, groups=GROUPS, **mirror),
         )
         self.wide = self._stage(1, config.depths[2], dilation=2)
         self.widest = self._stage(1, config.depths[3], dilation=4)
-        self.fc = nn.Linear(coarse, 10)
+        self.fc = nn.Linear(coarse // 2 if config.mirror else coarse, 10)
 
     def _stage(self, scale: int, depth: int, dilation: int = 1) -> Stage:
         config = self.config
@@ -91,21 +100,25 @@ class Under100k(nn.Module):
         convolution = DepthwiseSeparableConv2d if config.separable else OrdinaryConv2d
         dilation = dilation if config.dilated else 1
         attention = config.attention and scale == 1
+        mirror = {"mirror": config.mirror}
         blocks = [
             ResidualBlock(
-                convolution(channels, hidden, dilation),
+                convolution(channels, hidden, dilation, **mirror),
                 hidden,
                 channels,
-                EfficientChannelAttention() if attention and index == depth - 1 else None,
+                EfficientChannelAttention(**mirror) if attention and index == depth - 1 else None,
+                **mirror,
             )
             for index in range(depth)
         ]
         return Stage(dilation, *blocks)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(N, 3, 32, 32) -> (N, 64, 16, 16)."""
-        x = self.near(self.down(self.fine(self.stem(x))))
-        return self.widest(self.wide(self.hourglass(x)))
+        """(N, 3, 32, 32) -> (N, 96, 16, 16)."""
+        with put_together(self):
+            x = self.near(self.down(self.fine(self.stem(x))))
+            return self.widest(self.wide(self.hourglass(x)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(global_average(self.forward_features(x)))
+        averages = global_average(self.forward_features(x))
+        return self.fc(merge_halves(averages) if self.config.mirror else averages)

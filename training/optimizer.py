@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import SGD, AdamW, Muon, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from models.blocks import PointwiseConv2d
+from training.muon import Muon
 from training.recipe import Recipe, RecipeError
 
 
@@ -61,8 +63,8 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     rate = recipe.learning_rate
     if recipe.optimizer == "adamw":
         return AdamW(_groups(parameters, recipe.weight_decay), lr=rate, fused=True)
-    convolutions = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
-    matrices = [p for p in convolutions if p.ndim == 2 and recipe.optimizer == "muon"]
+    pointwise = [m.weight for m in model.modules() if isinstance(m, PointwiseConv2d)]
+    matrices = pointwise if recipe.optimizer == "muon" else []
     taken = set(map(id, matrices))
     sgd = SGD(
         _groups([p for p in parameters if id(p) not in taken], recipe.weight_decay),

@@ -91,7 +91,7 @@ RECIPES = {
         padding_mode="zeros",
     ),
     "under100k": Recipe(
-        epochs=100,
+        epochs=150,
         batch_size=128,
         optimizer="muon",
         learning_rate=0.1,
@@ -101,8 +101,8 @@ RECIPES = {
         muon_weight_decay=0.02,
         label_smoothing=0.1,
         ema_decay=0.998,
-        flip="alternating",
+        flip="none",  # the network knows mirrors
         cutout=8,
-        mixup=0.2,
+        mixup=0.4,
     ),
 }

@@ -1,0 +1,132 @@
+"""Mirror symmetry: every layer commutes with the mirror, and the logits do not see it."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import models
+from models import blocks, mirror
+
+C = 16  # channels
+
+
+def mirrored(x):
+    """Each map flipped left to right, the halves of the channels exchanged."""
+    return x.flip(3).roll(x.shape[1] // 2, 1)
+
+
+def exercise(module):
+    """Scales, shifts and statistics as a training leaves them: none of them 0 or 1."""
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias)
+            nn.init.normal_(norm.running_mean)
+            nn.init.uniform_(norm.running_var, 0.5, 1.5)
+    return module.double().eval()
+
+
+LAYERS = {
+    "norm": lambda: blocks.batch_norm(C, mirror=True),
+    "depthwise": lambda: blocks.DepthwiseConv2d(C, 1, mirror=True),
+    "dilated": lambda: blocks.DepthwiseConv2d(C, 2, mirror=True),
+    "pointwise": lambda: blocks.PointwiseConv2d(C, 24, bias=True, mirror=True),
+    "grouped": lambda: blocks.PointwiseConv2d(C, 24, groups=4, mirror=True),
+    "dense": lambda: blocks.DenseConv2d(C, 24, mirror=True),
+    "unshuffle": lambda: blocks.UnshuffleDown(C, 24, mirror=True),
+    "unshuffle in groups": lambda: blocks.UnshuffleDown(C, 24, groups=4, mirror=True),
+    "max pool": lambda: blocks.MaxPoolDown(C, 24, mirror=True),
+    "transposed": lambda: blocks.TransposedUp(C, 24, groups=4, mirror=True),
+    "nearest": lambda: blocks.NearestUp(C, 24, groups=4, mirror=True),
+    "attention": lambda: blocks.EfficientChannelAttention(mirror=True),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_commutes_with_the_mirror(name):
+    torch.manual_seed(0)
+    layer = exercise(LAYERS[name]())
+    x = torch.randn(2, C, 8, 6, dtype=torch.float64)
+    with torch.no_grad():
+        y = layer(x)
+        torch.testing.assert_close(layer(mirrored(x)), mirrored(y))
+    assert not torch.allclose(y, mirrored(y))  # which would say nothing
+
+
+def test_the_first_layer_turns_the_mirror_into_an_exchange_of_halves():
+    torch.manual_seed(0)
+    stem = blocks.DenseConv2d(3, C, mirror=True, halves=False)
+    x = torch.randn(2, 3, 8, 6)
+    torch.testing.assert_close(stem(x.flip(3)), mirrored(stem(x)))
+
+
+@pytest.mark.parametrize(
+    "switch", ["none", "separable", "dilated", "transposed", "unshuffle", "attention"]
+)
+def test_an_image_and_its_mirror_image_have_the_same_logits(switch):
+    torch.manual_seed(0)
+    config = {} if switch == "none" else {switch: False}
+    network = exercise(models.build("under100k", **config))
+    x = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        logits = network(x)
+        torch.testing.assert_close(network(x.flip(3)), logits)
+    assert logits.std(0).mean() > 1e-3
+
+
+def test_a_network_without_the_switch_sees_the_mirror():
+    torch.manual_seed(0)
+    network = exercise(models.build("under100k", mirror=False))
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        assert not torch.allclose(network(x.flip(3)), network(x), atol=1e-3)
+
+
+def test_even_and_odd_parts_are_the_matrix_in_the_basis_of_sums_and_differences():
+    torch.manual_seed(0)
+    parts = torch.randn(2, 3, 5, dtype=torch.float64)
+    whole = mirror.even_and_odd(parts[None])[0]
+
+    def basis(n):
+        eye = torch.eye(n, dtype=torch.float64)
+        return torch.cat([torch.cat([eye, eye], 1), torch.cat([eye, -eye], 1)]) / 2**0.5
+
+    in_basis = basis(3) @ whole @ basis(5).T
+    torch.testing.assert_close(in_basis, torch.block_diag(*parts))
+
+
+def test_put_together_gives_the_same_tensors_and_gradients_and_forgets_them():
+    torch.manual_seed(0)
+    together = models.build("under100k").double().train()
+    alone = copy.deepcopy(together)
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    together(x).square().sum().backward()
+    alone_features = alone.stem(x)
+    for stage in ("fine", "down", "near", "hourglass", "wide", "widest"):
+        alone_features = getattr(alone, stage)(alone_features)
+    averages = mirror.merge_halves(blocks.global_average(alone_features))
+    alone.fc(averages).square().sum().backward()
+    pairs = zip(together.named_parameters(), alone.parameters(), strict=True)
+    for (name, one), other in pairs:
+        torch.testing.assert_close(one.grad, other.grad, msg=name)
+    assert not any(m.whole for m in together.modules() if isinstance(m, mirror.TiedModule))
+
+
+def test_all_tensors_of_one_shape_come_of_one_operation(monkeypatch):
+    """Launches are what a GPU waits for."""
+    network = models.build("under100k")
+    tied = [
+        (tie, getattr(module, name).shape)
+        for module in network.modules()
+        if isinstance(module, mirror.TiedModule)
+        for name, tie in module.ties.items()
+    ]
+    stacks = []
+    stack = torch.stack
+    monkeypatch.setattr(torch, "stack", lambda tensors: stacks.append(tensors) or stack(tensors))
+    with mirror.put_together(network):
+        pass
+    assert len(stacks) == len(set(tied)) < len(tied) / 4
+    assert sum(map(len, stacks)) == len(tied)
