@@ -14,6 +14,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+if __name__ == "__main__":
+    import startup
+
+    startup.begin()
+
 import torch
 from torch import Tensor, nn
 

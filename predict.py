@@ -13,6 +13,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+if __name__ == "__main__":
+    import startup
+
+    startup.begin()
+
 import numpy as np
 import torch
 from PIL import Image, ImageOps

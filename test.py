@@ -5,6 +5,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    import startup
+
+    startup.begin()
+
 import torch
 from torch import Tensor, nn
 

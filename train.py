@@ -12,6 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    import startup
+
+    startup.begin()
+
 import torch
 
 import data

@@ -4,14 +4,16 @@ import argparse
 import csv
 import io
 import json
+import logging
 import os
+import re
 import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 import torch
 from torch import nn
@@ -19,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchsummary import summary
 
 T = TypeVar("T")
+MESSAGE_LENGTH = 1000  # characters, at most, of a line that says what is wrong
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HISTORY_COLUMNS = (
     "epoch",
@@ -40,26 +43,62 @@ class ArgumentParser(argparse.ArgumentParser):
     """argparse's, but what is wrong is said in one line, without the usage before it."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {clean(message, MESSAGE_LENGTH)}\n")
+
+
+def clean(text: object, most: int = 200) -> str:
+    """Text from a file, a server or a file's name, as one line that any terminal can print.
+
+    What is not printable (control bytes, escape sequences, marks of direction) is escaped as in
+    Python. A URL loses its user name and password, and a text of more than `most` characters its
+    middle.
+    """
+    text = _shorten(re.sub(r"(?<=://)[^/?#\s]*@", "", str(text)), most)
+    return _shorten("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), most)
+
+
+def _shorten(text: str, most: int) -> str:
+    end = most // 2
+    return text if len(text) <= most else f"{text[: most - end - 1]}…{text[-end:]}"
+
+
+class _CleanFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return clean(super().format(record), MESSAGE_LENGTH)
 
 
 def run_script(main: Callable[[], None], *errors: type[Exception]) -> None:
     """Run a script's `main`; one of these `errors` ends it with one line and exit status 2."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see startup.py
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Python has None for a stream that was closed when it started.
+    sys.stdout, sys.stderr = (s or open(os.devnull, "w") for s in (sys.stdout, sys.stderr))
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a path may hold what the locale lacks
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_CleanFormatter())
     try:
         main()
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever reads the output has enough of it, as in `| head`: that needs no message.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
         sys.exit(1)
     except (RunError, *errors) as error:
-        line = " ".join(str(error).split())
+        line = clean(" ".join(str(error).split()), MESSAGE_LENGTH)
         print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:  # where standard output is a full disk, the interpreter would try again
+            _discard(sys.stdout)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+
+
+def _discard(stream: TextIO) -> None:
+    """Let what was and will be written to a stream go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Interrupted(Exception):
@@ -195,9 +234,11 @@ def write_atomically(path: Path, content: bytes, *, keep_as: str | None = None) 
             the two names holds a whole file.
 
     Raises:
-        RunError: the disk is full, or the folder cannot be written to; a file that was at `path`
-            is then still there.
+        RunError: the disk is full, the folder cannot be written to, or at `path` is a device or
+            another thing that is no file; what was at `path` is then still there.
     """
+    if path.exists() and not path.is_file():
+        raise RunError(f"cannot write {path}: what is there is not a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:

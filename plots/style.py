@@ -11,6 +11,7 @@ both can be told apart by colour-blind readers.
 """
 
 import contextlib
+import errno
 import io
 import math
 import os
@@ -44,6 +45,7 @@ STYLE = {
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "grid.color": "#DDDDDD",
+    "text.parse_math": False,  # a class or a file may be called $\frac$
 }
 
 
@@ -111,6 +113,8 @@ def as_images(images: Any) -> np.ndarray:
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write `figure` beside `path` and then move it there, so that no half of a file is left."""
     path = Path(path)
+    if path.exists() and not path.is_file():  # os.replace would remove a device
+        raise OSError(errno.EEXIST, "what is there is not a file", str(path))
     png = io.BytesIO()
     figure.savefig(png, format="png")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")

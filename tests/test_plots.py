@@ -1,6 +1,7 @@
 """The figures: complete PNG files that say what they were given, with nothing overlapping."""
 
 import itertools
+import os
 import re
 import subprocess
 import sys
@@ -403,6 +404,25 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
             DRAW["no mistakes"](path)
         assert error.value.filename == str(path)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_no_text_is_taken_for_a_formula(tmp_path):
+    """matplotlib would raise on this one."""
+    classes = (r"$\frac$", *CLASSES[1:])
+    path, count = tmp_path / "figure.png", len(classes)
+    plots.class_accuracy([1] * count, [2] * count, classes, path, title=classes[0])
+    plots.confusion_matrix(np.eye(count), classes, path, title=TITLE)
+    images = np.zeros((1, 3, 8, 8), np.uint8)
+    plots.mistakes(images, [0], [1], [0.9], classes, path, title=TITLE)
+    gates = {classes[0]: np.ones((1, 4))}
+    plots.explanations(images, [classes[0]], np.ones((1, 2, 2)), gates, path, title=TITLE)
+
+
+def test_a_device_is_never_replaced(tmp_path):
+    os.mkfifo(tmp_path / "figure.png")
+    with pytest.raises(OSError, match="not a file"):
+        DRAW["no mistakes"](tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").is_fifo()
 
 
 def test_only_a_complete_figure_replaces_an_earlier_one(tmp_path, monkeypatch):

@@ -54,6 +54,69 @@ def test_a_reader_that_has_enough_is_no_error():
     script.stderr.close()
 
 
+@pytest.mark.parametrize("script", ["train.py", "test.py", "predict.py", "export.py"])
+def test_ctrl_c_while_pytorch_is_imported_says_nothing(script, tmp_path):
+    (tmp_path / "torch.py").write_text("import time; print('here', flush=True); time.sleep(60)")
+    process = subprocess.Popen(
+        [sys.executable, Path(utils.__file__).with_name(script)],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout.readline() == b"here\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate() == (b"", b"")
+    assert process.returncode == -signal.SIGINT  # which a shell calls 130
+
+
+def test_closed_streams_are_no_error(tmp_path):
+    """Nor is a file that is opened taken for one of them."""
+    code = (
+        "import startup; startup.begin(); import os, sys, utils; file = open('file', 'w');"
+        "utils.run_script(lambda: [print('out'), print('err', file=sys.stderr), os.write(1, b'x')])"
+    )
+    process = subprocess.run(
+        ["sh", "-c", f'"{sys.executable}" -c "$0" >&- 2>&-', code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(utils.__file__).parent)},
+    )
+    assert process.returncode == 0
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_standard_output_is_one_line():
+    code = "import utils; utils.run_script(lambda: print('line'), OSError)"
+    with open("/dev/full", "wb") as full:
+        process = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=Path(utils.__file__).parent,
+            stdout=full,
+            stderr=subprocess.PIPE,
+        )
+    assert process.returncode == 2
+    assert process.stderr.count(b"\n") == 1 and b"No space left" in process.stderr
+
+
+def test_foreign_text_becomes_one_short_line():
+    assert utils.clean("a ä 猫") == "a ä 猫"
+    assert utils.clean("\x1b[31m\n\u202e\udcff\x9b") == r"\x1b[31m\n\u202e\udcff\x9b"
+    assert utils.clean("no http://me:s@cret@host/a@b") == "no http://host/a@b"
+    long = utils.clean("a" * 10**6 + "\x1b" * 10**6, 100)
+    assert len(long) == 100 and long.startswith("aaa") and "…" in long and long.endswith("x1b")
+
+
+def test_what_is_logged_is_cleaned_too():
+    code = (
+        "import logging, utils;"
+        "utils.run_script(lambda: logging.getLogger('data').warning('%s', '\x1b[31m http://a:b@c'))"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(utils.__file__).parent, capture_output=True
+    )
+    assert process.stderr == b"\\x1b[31m http://c\n"
+
+
 def test_ctrl_c_outside_of_training_is_status_130():
     def interrupted():
         raise KeyboardInterrupt
@@ -180,6 +243,16 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, step):
             utils.write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_only_a_file_is_ever_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(RunError, match="not a file"):
+            utils.write_atomically(tmp_path / name, b"new")
+    assert {path.name for path in tmp_path.iterdir()} == {"pipe", "folder"}
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_folder_that_cannot_be(tmp_path):
