@@ -5,7 +5,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice, repeat
 from pathlib import Path
@@ -252,8 +252,12 @@ def table(rows: Sequence[Row]) -> str:
             bound = f">= {row.at_least:g}" if row.at_least is not None else f"<= {row.at_most:g}"
             target = f"{bound}: {'met' if row.met else 'NOT MET'}"
         lines.append((row.part, row.measure, *map(number, numbers), row.unit, target))
+    return aligned(lines, right=(2, 3, 4))
+
+
+def aligned(lines: Sequence[Sequence[str]], right: Container[int]) -> str:
+    """Columns of equal width; those whose index is in `right` end together, the others start so."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    right = {2, 3, 4}
     return "\n".join(
         "  ".join(
             cell.rjust(width) if index in right else cell.ljust(width)

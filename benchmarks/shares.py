@@ -48,21 +48,22 @@ def recorded(part: str, function: Callable[..., Any], device: torch.device) -> C
     return call
 
 
-def record_parts(run: Run, device: torch.device) -> None:
-    """Have the parts of a step that are `run`'s own recorded from now on."""
+def record_parts(run: Run, record: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Have the parts of a step that are `run`'s own recorded from now on: `record` turns the name
+    of a part and what does it into what also records it."""
     model, optimizer, scaler = run.model, run.optimizer, run.scaler
-    model.forward = recorded("forward", model.forward, device)
-    optimizer.zero_grad = recorded("optimizer", optimizer.zero_grad, device)
-    scaler.step = recorded("optimizer", scaler.step, device)
-    scaler.update = recorded("optimizer", scaler.update, device)
-    run.scheduler.step = recorded("optimizer", run.scheduler.step, device)
+    model.forward = record("forward", model.forward)
+    optimizer.zero_grad = record("optimizer", optimizer.zero_grad)
+    scaler.step = record("optimizer", scaler.step)
+    scaler.update = record("optimizer", scaler.update)
+    run.scheduler.step = record("optimizer", run.scheduler.step)
     if run.ema is not None:
-        run.ema.update_parameters = recorded("EMA", run.ema.update_parameters, device)
+        run.ema.update = record("EMA", run.ema.update)
     scale = scaler.scale
 
     def scale_and_record(loss: Tensor) -> Tensor:
         scaled = scale(loss)
-        scaled.backward = recorded("backward", scaled.backward, device)
+        scaled.backward = record("backward", scaled.backward)
         return scaled
 
     scaler.scale = scale_and_record

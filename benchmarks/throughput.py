@@ -35,7 +35,7 @@ from benchmarks import common, reference
 from benchmarks.common import Row
 from benchmarks.processes import FIRST_STEP, PEAK_MEMORY, run_child
 from benchmarks.resnet20 import ResNet20
-from benchmarks.shares import SHARES, progress, record_parts, shares_of_a_step
+from benchmarks.shares import SHARES, progress, record_parts, recorded, shares_of_a_step
 from training import engine
 from training.recipe import RECIPES
 
@@ -168,7 +168,7 @@ def measure_shares(conditions: Conditions) -> list[Row]:
     steps = 3 if conditions.quick else PROFILED_STEPS
     for name in models.names():
         run, loader = common.fresh_run(name, RECIPES[name], conditions.split, device)
-        record_parts(run, device)
+        record_parts(run, functools.partial(recorded, device=device))
         shares = [
             shares_of_a_step(run, loader, device, steps) for _ in range(conditions.repetitions)
         ]

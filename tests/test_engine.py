@@ -11,11 +11,11 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import data
 import models
 from training import engine
+from training.ema import WeightAverage
 from training.optimizer import build_optimizer, build_scheduler
 from training.recipe import Recipe
 
@@ -143,10 +143,10 @@ def test_train_epoch_by_hand():
     model = network()
     optimizer = SGD(model.parameters(), lr=rate, momentum=momentum)
     scheduler = LambdaLR(optimizer, lambda step: 1 / (step + 1))
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    ema = WeightAverage(model, decay)
 
     by_hand = network().train()
-    average = {}
+    average = {name: tensor.clone() for name, tensor in by_hand.state_dict().items()}
     velocity = [torch.zeros_like(p) for p in by_hand.parameters()]
     loss_sum, correct, losses = 0.0, 0, []
     for step, (images, labels) in enumerate(batches(20, 8)):
@@ -159,10 +159,12 @@ def test_train_epoch_by_hand():
             for p, v, g in zip(by_hand.parameters(), velocity, gradients, strict=True):
                 v.mul_(momentum).add_(g)
                 p.sub_(rate / (step + 1) * v)
+        kept = min(decay, (1 + step) / (10 + step))
         for name, tensor in by_hand.state_dict().items():
             if tensor.is_floating_point():
-                old = average.get(name, tensor)
-                average[name] = decay * old + (1 - decay) * tensor
+                average[name] = kept * average[name] + (1 - kept) * tensor
+            else:
+                average[name] = tensor.clone()
         losses.append(loss.item())
         loss_sum += loss.item() * len(labels)
         correct += int((logits.argmax(1) == labels).sum())

@@ -2,11 +2,14 @@
 
 import copy
 import dataclasses
+import math
 
 import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
 from models.blocks import PointwiseConv2d
@@ -187,14 +190,69 @@ def test_no_momentum_is_possible():
     follow(plain(momentum=0.0), 1)
 
 
-def test_moving_average_covers_weights_and_statistics():
+def test_moving_average_is_the_recipes():
     model = nn.BatchNorm2d(3)
     assert optimizers.build_ema(model, plain(ema_decay=0.0)) is None
-    ema = optimizers.build_ema(model, plain(ema_decay=0.75))
-    ema.update_parameters(model)
-    with torch.no_grad():
-        model.weight.add_(1)
-        model.running_mean.add_(1)
-    ema.update_parameters(model)
-    torch.testing.assert_close(ema.module.weight.detach(), torch.full((3,), 1.25))
-    torch.testing.assert_close(ema.module.running_mean, torch.full((3,), 0.25))
+    assert optimizers.build_ema(model, plain(ema_decay=0.75)).decay == 0.75
+
+
+# ------------------------------------------------------------------------------- mixed precision
+
+
+class Reads(TorchDispatchMode):
+    """Counts the values that are read from a tensor: on a GPU, each waits for the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def scaled_step(scaler, optimizer, scheduler, model, seed, factor=1.0):
+    """A step whose gradients are those of `step`, times `factor`, as mixed precision scales them.
+    On a CPU the scale is known without a wait; the loss is a stand-in that brings it about."""
+    scale = scaler.scale(torch.ones(()))
+    generator = torch.Generator().manual_seed(seed)
+    for p in model.parameters():
+        p.grad = factor * scale * torch.randn(p.shape, generator=generator)
+    scaler.step(optimizer)
+    scaler.update()
+    scheduler.step()
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.filterwarnings("error")
+def test_a_step_with_infinite_gradients_is_skipped_even_the_first(kind):
+    """The skipped ones leave no trace but a smaller scale: neither in the weights nor in a warning
+    about the order of optimizer and scheduler."""
+    plan = plain(optimizer=kind, weight_decay=0.1, muon_weight_decay=0.1)
+    model, other = pointwise_network(), pointwise_network()
+    optimizer, unscaled = (optimizers.build_optimizer(m, plan) for m in (model, other))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scheduler = LambdaLR(optimizer, lambda step: 1.0)
+    start = copy.deepcopy(model.state_dict())
+    for factor in (math.inf, math.nan):
+        scaled_step(scaler, optimizer, scheduler, model, 1, factor)
+        assert all(torch.equal(model.state_dict()[name], start[name]) for name in start)
+    assert scaler.get_scale() == 256.0
+    for seed in (1, 2):
+        scaled_step(scaler, optimizer, scheduler, model, seed)
+        step(unscaled, other, seed)
+    scaled_step(scaler, optimizer, scheduler, model, 3, math.inf)
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p.detach(), q.detach(), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_scaling_reads_nothing_from_the_device(kind):
+    model = pointwise_network()
+    optimizer = optimizers.build_optimizer(model, plain(optimizer=kind))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scheduler = LambdaLR(optimizer, lambda step: 1.0)
+    scaled_step(scaler, optimizer, scheduler, model, 1)
+    with Reads() as reads:
+        scaled_step(scaler, optimizer, scheduler, model, 2)
+    assert reads.count == 0

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel
+
+from training.ema import WeightAverage
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -111,7 +112,7 @@ def train_epoch(
     batches: Batches,
     optimizer: Optimizer,
     scheduler: LRScheduler,
-    ema: AveragedModel | None,
+    ema: WeightAverage | None,
     scaler: GradScaler,
     metrics: RunningMetrics,
     *,
@@ -145,7 +146,7 @@ def train_epoch(
         scaler.update()
         scheduler.step()
         if ema is not None:
-            ema.update_parameters(model)
+            ema.update()
         metrics.update(loss, logits, labels)
         after_step(loss.detach())
         # With them goes their graph. Beside the next batch's it would take 0.1 GB on a CPU.

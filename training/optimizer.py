@@ -7,21 +7,42 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models.blocks import PointwiseConv2d
+from training.ema import WeightAverage
 from training.muon import Muon
 from training.recipe import Recipe, RecipeError
 
 
+class SGD(torch.optim.SGD):
+    """PyTorch's, whose momentum starts at 0.
+
+    Its own starts at the first gradient. Where mixed precision skips the first step, the fused
+    kernel leaves the memory of the momentum unwritten, and the second step adds whatever it held.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"] if group["momentum"] else []:
+                if p.grad is not None and "momentum_buffer" not in self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        super().step()
+
+
 class ChainedOptimizer(Optimizer):
     """Several optimizers, each with parameters of its own, as one: its parameter groups and its
-    state are theirs, so that one schedule, one checkpoint and one `step` serve them all."""
+    state are theirs, so that one schedule, one checkpoint and one `step` serve them all.
+
+    All of them have to heed GradScaler's `grad_scale` and `found_inf`, as PyTorch's fused ones do.
+    GradScaler then reads nothing from the device, and every step counts as taken.
+    """
 
     def __init__(self, *optimizers: Optimizer) -> None:
         self.optimizers = optimizers
+        self._step_supports_amp_scaling = True
         super().__init__([group for o in optimizers for group in o.param_groups], {})
         self._share()
 
@@ -33,7 +54,9 @@ class ChainedOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
+        scaling = {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
         for optimizer in self.optimizers:
+            vars(optimizer).update(scaling)
             optimizer.step()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -119,9 +142,6 @@ def begin_epoch(optimizer: Optimizer, recipe: Recipe, epoch: int) -> None:
                 group["momentum"] = momentum
 
 
-def build_ema(model: nn.Module, recipe: Recipe) -> AveragedModel | None:
+def build_ema(model: nn.Module, recipe: Recipe) -> WeightAverage | None:
     """The moving average of weights and BatchNorm statistics that is scored, or None without."""
-    if recipe.ema_decay == 0:
-        return None
-    average = get_ema_multi_avg_fn(recipe.ema_decay)
-    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+    return WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None

@@ -10,13 +10,13 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel
 
 import data
 import models
 import utils
 from training import checkpoint as checkpoints
 from training import distributed, engine
+from training.ema import WeightAverage
 from training.optimizer import begin_epoch, build_ema, build_optimizer, build_scheduler
 from training.recipe import Recipe
 from training.settings import Settings
@@ -32,7 +32,7 @@ class Run:
     model: nn.Module
     optimizer: Optimizer
     scheduler: LRScheduler
-    ema: AveragedModel | None
+    ema: WeightAverage | None
     scaler: GradScaler
     device: torch.device
     metrics: engine.RunningMetrics  # of the epoch under way, as are the next two
@@ -103,7 +103,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "averaged": 0 if self.ema is None else int(self.ema.n_averaged),
+            "averaged": 0 if self.ema is None else self.ema.steps,
             "batch": self.batch,
             "seconds": self.seconds,
             "metrics": self.metrics.state_dict(),
@@ -127,8 +127,8 @@ class Run:
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
-            utils.unwrap(self.ema.module).load_state_dict(checkpoint["state_dict"])
-            self.ema.n_averaged.fill_(state["averaged"])
+            self.ema.module.load_state_dict(checkpoint["state_dict"])
+            self.ema.steps = state["averaged"]
         self.batch, self.seconds = state["batch"], state["seconds"]
         if distributed.is_main():  # they are sums over all processes
             self.metrics.load_state_dict(state["metrics"])

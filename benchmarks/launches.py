@@ -1,0 +1,54 @@
+"""How many operations a training step launches on a GPU, by part, and how often it waits for it.
+
+    python benchmarks/launches.py
+
+needs no GPU: it takes a few steps with tensors that have no numbers (fake_cuda.py). Each launch
+costs Python and PyTorch 5 to 10 microseconds, so a small network's step on a fast GPU takes about
+as long as its launches. An operation is one launch here, also where it runs several kernels, as a
+convolution in cuDNN or `_foreach_lerp_` of many tensors may: it does so without Python.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where the packages lie
+
+import models
+import utils
+from benchmarks import common
+from benchmarks.fake_cuda import Step, watched_steps
+from training.recipe import RECIPES
+from training.settings import Settings
+
+BATCH = 16  # images: the count is the same with any number
+PARTS = ("augmentation", "forward", "loss", "backward", "optimizer", "EMA", "metrics")
+
+
+def last_step(model: str, precision: str) -> Step:
+    """A step of that network by its own recipe, after two that prepare what it finds."""
+    recipe = dataclasses.replace(RECIPES[model], batch_size=BATCH)
+    config = models.config_dict(model)
+    settings = Settings(model, config, recipe, "noise", "none", precision, seed=0)
+    return watched_steps(settings, 3)[-1]
+
+
+def main() -> None:
+    parser = utils.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--operations", action="store_true", help="name them, with their number")
+    named = parser.parse_args().operations
+    rows = [("network", "precision", *PARTS, "all", "waits")]
+    for model in models.names():
+        for precision in utils.PRECISIONS:
+            step = last_step(model, precision)
+            counts = [step.launches[part] for part in PARTS]
+            numbers = (*counts, step.launches.total(), step.waits.total())
+            rows.append((model, precision, *map(str, numbers)))
+            for part in PARTS if named else ():
+                names = step.operations[part].most_common()
+                print(f"{model} {precision} {part}: " + ", ".join(f"{n} {op}" for op, n in names))
+    print(common.aligned(rows, right=range(2, len(rows[0]))))
+
+
+if __name__ == "__main__":
+    utils.run_script(main)
