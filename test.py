@@ -157,7 +157,10 @@ def draw_explanations(
         split.images[:count],
         captions,
         maps.cpu(),
-        {f"channel attention\n{name}": gate.cpu() for name, gate in gates.items()},
+        {
+            f"channel attention\n{explain.in_words(model, name)}": gate.cpu()
+            for name, gate in gates.items()
+        },
         output / "explanations.png",
         title=f"{title}: what speaks for the predicted class",
     )

@@ -17,36 +17,51 @@ import plots
 import utils
 from benchmarks import common
 from benchmarks.time_to_accuracy import read_history
+from training import checkpoint as checkpoints
 
 PUBLISHED = Path(__file__).resolve().with_name("published.csv")
 
 
-def ours() -> list[tuple[str, float, float]]:
-    """(name, parameters, accuracy) of each network, after the last epoch of its history."""
-    return [
-        (
-            name,
-            utils.count_parameters(models.build(name)),
-            read_history(common.ROOT / "checkpoints" / f"{name}_history.csv")[-1],
-        )
-        for name in models.names()
-    ]
+def ours() -> list[plots.System]:
+    """Each network, with its accuracy after the last epoch of its history."""
+    systems = []
+    for name in models.names():
+        accuracy = read_history(common.ROOT / "checkpoints" / f"{name}_history.csv")[-1]
+        config = {}
+        if name == models.names()[0]:  # as it was when its weights were released
+            config = checkpoints.load_checkpoint(models.RELEASED_WEIGHTS)["config"]
+        parameters = utils.count_parameters(models.build(name, **config))
+        systems.append(plots.System(name, parameters, accuracy, accuracy))
+    return systems
+
+
+def published(table: Path) -> list[plots.System]:
+    """The rows of `table`, whose accuracies are in per cent; its columns author, year, source and
+    note say where they come from."""
+    with open(table, newline="", encoding="utf-8") as file:
+        return [
+            plots.System(
+                name=row["system"],
+                parameters=float(row["parameters"]),
+                low=float(row["accuracy_low"]) / 100,
+                high=float(row["accuracy_high"]) / 100,
+                fewer=row["fewer"] == "yes",
+                more=row["more"] == "yes",
+            )
+            for row in csv.DictReader(file)
+        ]
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = utils.ArgumentParser(description=__doc__)
     path = common.ROOT / "plots" / "landscape.png"
     parser.add_argument("--figure", type=Path, default=path, help="(plots/landscape.png)")
-    with open(PUBLISHED, newline="") as file:
-        published = [
-            (row["system"], float(row["parameters"]), float(row["accuracy"]) / 100)
-            for row in csv.DictReader(file)
-        ]
-    plots.landscape(
-        {"this repository, validation split": ours(), "as published, test split": published},
-        parser.parse_args(argv).figure,
-        title="CIFAR-10: accuracy and parameters",
-    )
+    figure = parser.parse_args(argv).figure
+    kinds = {
+        "this repository, validation split": ours(),
+        "as published, test split": published(PUBLISHED),
+    }
+    plots.landscape(kinds, figure, title="CIFAR-10: accuracy and parameters")
 
 
 if __name__ == "__main__":

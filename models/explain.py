@@ -79,3 +79,18 @@ def attention_gates(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     with hooked(list(names), keep):
         model.eval()(images)
     return gates
+
+
+def in_words(model: nn.Module, name: str) -> str:
+    """Where the module `name` of `model` stands: "wide.1.attention" is in the "last block of stage
+    wide", if that has two blocks, and a module outside all sequences is called by its name."""
+    *path, last = name.split(".")
+    while path and not path[-1].isdigit():
+        last = path.pop()
+    if len(path) < 2:
+        return last
+    *stage, index = path
+    count = len(model.get_submodule(".".join(stage)))
+    number = int(index) + 1
+    which = f"block {number}" if number < count else "last block" if count > 1 else "block"
+    return f"{which} of stage {stage[0]}"

@@ -1,41 +1,52 @@
-"""The figures of an evaluation: its classes, its mistakes, and what the network looks at."""
+"""The figures of an evaluation: its classes, its mistakes, its predictions."""
 
+import math
 import os
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from plots.style import (
     BLUE,
     GREY,
-    ORANGE,
-    STYLE,
     as_counts,
     as_images,
+    drawing,
     new_figure,
     picture_grid,
     save,
+    write_beside,
 )
 
 MAX_MISTAKES = 25
 MAX_PREDICTIONS = 40
-MAX_EXPLANATIONS = 12
+
+
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """The 95 % interval of a share, `correct` of `total` > 0, as two numbers between 0 and 1.
+
+    E. B. Wilson 1927, "Probable inference, the law of succession, and statistical inference". It
+    stays within 0 and 1, and has a width also where all are correct.
+    """
+    z = 1.959964  # of a normal distribution: 95 % lie within as many standard deviations
+    share = correct / total
+    centre = share + z * z / (2 * total)
+    radius = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    return max(0.0, (centre - radius) / scale), min(1.0, (centre + radius) / scale)
 
 
 def class_accuracy(
     correct: Any, total: Any, classes: Sequence[str], path: str | os.PathLike[str], *, title: str
 ) -> None:
-    """Draw a bar for the accuracy of each class, and one for all classes together.
+    """Draw the accuracy of each class as a dot with its 95 % interval (Wilson), the best on top,
+    and below them that of all classes together, which a line carries up.
 
     correct, total: (C,) numbers of images, those classified correctly and all of them, by true
-        class. A class without images gets no bar and says so.
+        class. A class without images comes last and says so.
     """
     correct, total = as_counts(correct), as_counts(total)
     if not len(correct) == len(total) == len(classes):
@@ -43,29 +54,38 @@ def class_accuracy(
             f"{len(correct)} counts of correct images and {len(total)} of images do not fit "
             f"{len(classes)} classes: pass one of each per class"
         )
-    names = [*classes, "all"]
-    correct = np.append(correct, correct.sum())
-    total = np.append(total, total.sum())
-    percentages = 100 * correct / np.maximum(total, 1)  # 0 where there are no images
-    with rc_context(STYLE):
-        figure = new_figure(1.4 + 0.32 * len(names), title)
+    shares = correct / np.maximum(total, 1) - (total == 0)  # below all others without images
+    order = np.argsort(-shares, kind="stable")
+    names = [*(classes[i] for i in order), "all"]
+    correct, total = (np.append(counts[order], counts.sum()) for counts in (correct, total))
+    with drawing():
+        figure = new_figure(1.3 + 0.28 * len(names), title)
         axes = figure.subplots()
-        positions = range(len(names))
-        bars = axes.barh(positions, percentages, color=[BLUE] * len(classes) + [GREY])
-        labels = [
-            f"{percentage:.1f} %  ({right}/{images})" if images else "no images"
-            for percentage, right, images in zip(percentages, correct, total, strict=True)
-        ]
-        plain = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # no grid behind the text
-        axes.bar_label(bars, labels, padding=5, fontsize=9, bbox=plain)
-        axes.set_yticks(positions, names)
-        axes.margins(y=0.02)
-        axes.invert_yaxis()  # the first class on top
-        axes.set_xlim(0, 100)
+        for row, (right, images) in enumerate(zip(correct.tolist(), total.tolist(), strict=True)):
+            _draw_share(axes, row, right, images, GREY if row == len(classes) else BLUE)
+        if total[-1]:
+            overall = 100 * correct[-1] / total[-1]
+            axes.axvline(overall, color=GREY, linewidth=1, linestyle="--", zorder=1)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.set_xlim(max(0, axes.get_xlim()[0]), min(100, axes.get_xlim()[1]))
         axes.grid(True, axis="x")
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel("accuracy (%)")
+        axes.set_xlabel("accuracy (%), with its 95 % interval")
         save(figure, path)
+
+
+def _draw_share(axes: Axes, row: int, correct: int, total: int, color: str) -> None:
+    """A dot in `row` at the percentage, a line from end to end of its interval, and at the right
+    border of the axes both in figures."""
+    text = "no images"
+    if total:
+        percentage = 100 * correct / total
+        low, high = (100 * end for end in wilson_interval(correct, total))
+        axes.plot([low, high], [row, row], color=color, linewidth=2, solid_capstyle="butt")
+        axes.plot(percentage, row, "o", color=color, markersize=7, clip_on=False)
+        text = f"{percentage:.1f} %  ({correct}/{total})"
+    write_beside(axes, row, text)
 
 
 def confusion_matrix(
@@ -86,14 +106,14 @@ def confusion_matrix(
             f"pass one row and one column per class"
         )
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    with rc_context(STYLE):
+    with drawing():
         figure = new_figure(7.0, title)
         axes = figure.subplots()
         # The square root spreads the few per cent that most cells hold over half of the colours.
         norm = PowerNorm(0.5, vmin=0, vmax=100)
         image = axes.imshow(shares, cmap="viridis", norm=norm)
         for (row, column), count in np.ndenumerate(counts):
-            color = _contrasting(image.to_rgba(shares[row, column]))
+            color = _contrasting(tuple(image.to_rgba(shares[row, column])))
             axes.text(column, row, str(count), ha="center", va="center", color=color)
         ticks = range(len(classes))
         axes.set_xticks(ticks, classes, rotation=45, ha="right", rotation_mode="anchor")
@@ -107,7 +127,7 @@ def confusion_matrix(
         save(figure, path)
 
 
-def _contrasting(rgba: tuple[float, ...]) -> str:
+def _contrasting(rgba: Sequence[float]) -> str:
     """Black or white, whichever has the higher contrast on `rgba` by WCAG 2.2."""
     red, green, blue = (channel**2.2 for channel in rgba[:3])  # sRGB to linear light, nearly
     luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
@@ -140,7 +160,7 @@ def mistakes(
         )
     wrong = np.flatnonzero(true != predicted)
     shown = wrong[np.argsort(-confidence[wrong], kind="stable")][:MAX_MISTAKES]
-    with rc_context(STYLE):
+    with drawing():
         if not shown.size:
             figure = new_figure(2.0, title)
             figure.text(0.5, 0.4, f"no mistakes in {len(images)} images", ha="center", va="center")
@@ -178,97 +198,12 @@ def predictions(
     images = images[:MAX_PREDICTIONS]
     rows = -(-len(images) // 5)
     lines = 1 + max(map(len, predictions))
-    with rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # in the name of a file
+    with drawing():
         figure = new_figure(0.5 + (1.7 + 0.155 * lines) * rows, title)
         drawn = picture_grid(figure, images, columns=5)
         for axes, name, classes in zip(drawn, names, predictions, strict=False):
             axes.set_anchor("N")  # below its caption, where the row is higher than the picture
             caption = [name if len(name) <= 20 else f"{name[:9]}\u2026{name[-10:]}"]
             caption += [f"{label}: {100 * probability:.1f} %" for label, probability in classes]
-            axes.set_title("\n".join(caption), fontsize=9, loc="left", pad=3, parse_math=False)
+            axes.set_title("\n".join(caption), fontsize=9, loc="left", pad=3)
         save(figure, path)
-
-
-def explanations(
-    images: Any,
-    captions: Sequence[str],
-    maps: Any,
-    gates: Mapping[str, Any],
-    path: str | os.PathLike[str],
-    *,
-    title: str,
-) -> None:
-    """Draw what the network looks at: a row for each of the first MAX_EXPLANATIONS images.
-
-    images: uint8 (N, 3, H, W).
-    captions: N texts of up to three lines, which stand beside the images.
-    maps: (N, h, w) between 0 and 1, drawn over the images.
-    gates: name of a channel attention -> (M, C), by what it scales each channel; the first N of
-        the M are those of `images`. The channels stand in the order of their means over all M, and
-        a bar goes from the mean to the scale in the image. At most the last two are drawn.
-    """
-    images, maps = as_images(images), np.asarray(maps)
-    gates = {name: np.asarray(values) for name, values in list(gates.items())[-2:]}
-    shortest = min((len(values) for values in gates.values()), default=len(images))
-    if not shortest >= len(images) == len(captions) == len(maps) > 0:
-        raise ValueError(
-            f"{len(images)} images, {len(captions)} captions, {len(maps)} maps and gates of "
-            f"{shortest} images do not fit: pass one of each per image, and at least one"
-        )
-    images = images[:MAX_EXPLANATIONS]
-    with rc_context(STYLE):
-        figure = new_figure(1.2 + 1.2 * len(images), title)
-        widths = [1, 1, *[1.9] * len(gates)]
-        rows = figure.subplots(len(images), len(widths), squeeze=False, width_ratios=widths)
-        for index, (plain, mapped, *attentions) in enumerate(rows):
-            _draw_picture(plain, mapped, images[index], maps[index], captions[index])
-            for axes, values in zip(attentions, gates.values(), strict=True):
-                _draw_gates(axes, values, index)
-                axes.tick_params(labelbottom=index == len(images) - 1)
-        _label_explanations(figure, rows, list(gates))
-        save(figure, path)
-
-
-def _label_explanations(figure: Figure, rows: np.ndarray, gates: Sequence[str]) -> None:
-    """Name the columns of `rows` of axes, and what the colours of the gates mean."""
-    for axes, name in zip(rows[0], ("image", "Grad-CAM", *gates), strict=True):
-        axes.set_title(name)
-    for axes in rows[-1][2:]:
-        axes.set_xlabel("channel, by mean scale")
-    if gates:
-        handles, labels = rows[0][2].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower right", ncols=3, frameon=False)
-
-
-def _draw_picture(
-    plain: Axes, mapped: Axes, image: np.ndarray, cam: np.ndarray, caption: str
-) -> None:
-    """An image (3, H, W) beside its caption, and once more under its map (h, w)."""
-    for axes in (plain, mapped):
-        axes.imshow(image.transpose(1, 2, 0), interpolation="nearest")
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
-    extent = (-0.5, image.shape[2] - 0.5, image.shape[1] - 0.5, -0.5)
-    overlay = {"cmap": "viridis", "vmin": 0, "vmax": 1, "alpha": 0.6}
-    mapped.imshow(cam, extent=extent, interpolation="bilinear", **overlay)
-    plain.set_ylabel(caption, rotation=0, ha="right", va="center", fontsize=9, parse_math=False)
-
-
-def _draw_gates(axes: Axes, gates: np.ndarray, index: int) -> None:
-    """By what channels are scaled in image `index` of gates (M, C), and on average."""
-    mean = gates.mean(axis=0)
-    order = np.argsort(mean)
-    mean, scale = mean[order], gates[index, order]
-    channels = np.arange(len(mean))
-    axes.plot(channels, mean, color=GREY, linewidth=1, label="mean over the images")
-    for chosen, color, label in (
-        (scale > mean, BLUE, "more in this one"),
-        (scale < mean, ORANGE, "less"),
-    ):
-        low, high = mean[chosen], scale[chosen]
-        axes.vlines(channels[chosen], low, high, color=color, linewidth=1.2, label=label)
-    axes.set_xlim(-1, len(mean))
-    margin = 0.05 * (np.ptp(gates) or 1)
-    axes.set_ylim(gates.min() - margin, gates.max() + margin)  # the same in every row
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=3))

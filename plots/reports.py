@@ -2,96 +2,188 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
 
 from plots.style import (
     BLUE,
     CURVES,
     GREY,
-    STYLE,
+    SERIES,
+    drawing,
     label_logarithmic,
     marker_places,
     new_figure,
     round_steps,
     save,
+    wrap,
+    write_beside,
 )
 
 # The power of each that the time of an epoch ideally grows with, and the point to see it from: many
 # images hide what an epoch costs without any, one thread has no company.
 _PROPORTIONAL = {"images": (1, -1), "threads": (-1, 0)}
+NEAR = 2.5  # points of accuracy below the whole network, still drawn on its scale
+
+
+@dataclass(frozen=True)
+class System:
+    """A network, by what is known of it.
+
+    Attributes:
+        low, high: accuracies between 0 and 1: the same number twice where one is known, else the
+            ends of what was reported.
+        fewer: it has fewer than `parameters`.
+        more: its accuracy is above `low`, which `high` then equals.
+    """
+
+    name: str
+    parameters: float
+    low: float
+    high: float
+    fewer: bool = False
+    more: bool = False
 
 
 def landscape(
-    systems: Mapping[str, Sequence[tuple[str, float, float]]],
-    path: str | os.PathLike[str],
-    *,
-    title: str,
+    systems: Mapping[str, Sequence[System]], path: str | os.PathLike[str], *, title: str
 ) -> None:
     """Draw accuracy against the number of parameters, on a logarithmic axis, and name each system.
 
-    systems: one or two kinds -> (name, parameters, accuracy between 0 and 1) of each. The names of
-        the first kind stand to the right of their points, those of the second to the left.
+    A range of accuracies is a bar. "Fewer than" and "more than" are arrows.
+
+    systems: one or two kinds -> the systems of each.
     """
     if not 0 < len(systems) <= len(CURVES) or not all(systems.values()):
         raise ValueError(f"pass one to {len(CURVES)} kinds, of at least one system each")
-    with rc_context(STYLE):
-        figure = new_figure(4.8, title)
+    with drawing():
+        figure = new_figure(5.4, title)
         axes = figure.subplots()
-        for (kind, members), style in zip(systems.items(), CURVES, strict=False):
-            x, y = [m[1] for m in members], [100 * m[2] for m in members]
-            first = style is CURVES[0]
-            face = style["color"] if first else "white"
-            axes.scatter(x, y, label=kind, s=36, color=face, edgecolor=style["color"], zorder=2)
-            for name, parameters, accuracy in members:
-                axes.annotate(
-                    name,
-                    (parameters, 100 * accuracy),
-                    xytext=(7 if first else -7, 0),
-                    textcoords="offset points",
-                    ha="left" if first else "right",
-                    va="center",
-                    fontsize=9,
-                    color=style["color"],
-                    parse_math=False,
-                )
         axes.set_xscale("log")
-        low, high = axes.get_xlim()
-        axes.set_xlim(low / 1.6, high * 1.2)  # with room for the names
+        drawn: list[tuple[System, str]] = []
+        for (kind, members), style in zip(systems.items(), CURVES, strict=False):
+            color, marker = style["color"], style["marker"]
+            axes.plot([], [], marker, color=color, label=kind)
+            for system in members:
+                _draw_system(axes, system, color, marker)
+                drawn.append((system, color))
+        axes.margins(x=0.12, y=0.08)  # with room for the names
         _label_accuracy_over(axes, "parameters")
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
+        figure.draw_without_rendering()  # the layout, which names are placed in
+        figure.set_layout_engine("none")
+        _name_systems(axes, drawn)
         save(figure, path)
+
+
+def _draw_system(axes: Axes, system: System, color: str, marker: str) -> None:
+    """A point, or a bar from end to end, with arrows towards where it may be."""
+    x, low, high = system.parameters, 100 * system.low, 100 * system.high
+    if low < high:
+        bar: dict[str, Any] = {"linestyle": "-", "linewidth": 3, "solid_capstyle": "butt"}
+        axes.plot([x, x], [low, high], color=color, **bar)
+        axes.plot([x, x], [low, high], "_", color=color, markersize=9, markeredgewidth=2)
+    else:
+        axes.plot(x, low, marker, color=color, markersize=6)
+    arrow = {"arrowstyle": "<|-", "color": color, "shrinkA": 0, "shrinkB": 0}
+    for wanted, end in ((system.fewer, (-20, 0)), (system.more, (0, 20))):
+        if wanted:
+            axes.annotate("", (x, high), end, textcoords="offset points", arrowprops=arrow)
+
+
+def _name_systems(axes: Axes, systems: Sequence[tuple[System, str]]) -> None:
+    """Write the name of each system, in its colour, where around its point it covers nothing."""
+    arrow = 22 * axes.figure.dpi / 72  # pixels
+    points = []
+    for system, _ in systems:
+        ends = [(system.parameters, 100 * value) for value in (system.low, system.high)]
+        box = Bbox(axes.transData.transform(ends)).padded(10)
+        left, top = box.x0 - arrow * system.fewer, box.y1 + arrow * system.more
+        points.append(Bbox.from_extents(left, box.y0, box.x1, top))
+    texts = [
+        axes.text(0, 0, s.name, fontsize=9, color=c, va="bottom", transform=None)
+        for s, c in systems
+    ]
+    names = [Bbox.null() for _ in texts]
+    for _ in range(3):  # once around those before it, then around all
+        for index, (text, point) in enumerate(zip(texts, points, strict=True)):
+            others = [box for box in points + names if box not in (point, names[index])]
+            names[index] = _place(text.get_window_extent(), point, others, axes.bbox)
+            text.set_position((names[index].x0, names[index].y0))
+
+
+def _place(text: Bbox, point: Bbox, others: Sequence[Bbox], within: Bbox) -> Bbox:
+    """Where beside `point` a text of this size overlaps the fewest others, and no border."""
+    x = (point.x1, (point.x0 + point.x1 - text.width) / 2, point.x0 - text.width)
+    y = (point.y1, (point.y0 + point.y1 - text.height) / 2, point.y0 - text.height)
+    sides = [(2, 1), (0, 1), (1, 0), (1, 2), (0, 0), (0, 2), (2, 0), (2, 2)]  # of x and y
+    places = [Bbox.from_bounds(x[i], y[j], text.width, text.height) for i, j in sides]
+
+    def cost(place: Bbox) -> int:
+        inside = Bbox.intersection(place, within)
+        cut = inside is None or inside.width * inside.height < 0.999 * place.width * place.height
+        return place.count_overlaps(others) + len(others) * cut
+
+    return min(places, key=cost)
 
 
 def ablation(
-    accuracies: Mapping[str, Sequence[float]], path: str | os.PathLike[str], *, title: str
+    accuracies: Mapping[str, Mapping[int, float]], path: str | os.PathLike[str], *, title: str
 ) -> None:
     """Draw what training without each part of a network does to its accuracy, a row a variant.
 
-    accuracies: variant -> accuracies between 0 and 1, one a seed; the whole network comes first,
-        and a line marks its mean.
+    Variants that lose more than NEAR points stand in a panel of their own scale, to the left.
+
+    accuracies: variant -> seed -> accuracy between 0 and 1; the whole network comes first, and a
+        line marks its mean.
     """
     if not accuracies or not all(accuracies.values()):
         raise ValueError("there are no accuracies to draw: pass at least one for each variant")
-    with rc_context(STYLE):
-        figure = new_figure(0.8 + 0.4 * len(accuracies), title)
-        axes = figure.subplots()
-        means = [100 * float(np.mean(values)) for values in accuracies.values()]
-        rows = range(len(accuracies))
-        for row, values in zip(rows, accuracies.values(), strict=True):
-            seeds = [100 * value for value in values]
-            label = "one seed" if row == 0 else None
-            axes.plot(seeds, [row] * len(seeds), "o", color=GREY, markersize=4, label=label)
-        axes.plot(means, rows, "D", color=BLUE, markersize=7, label="mean", zorder=1.5)
-        axes.axvline(means[0], color=BLUE, linewidth=1, linestyle="--", zorder=1)
-        axes.set_yticks(rows, list(accuracies), parse_math=False)
-        axes.set_ylim(len(accuracies) - 0.5, -0.5)
-        axes.grid(True, axis="x")
+    means = [100 * float(np.mean(list(seeds.values()))) for seeds in accuracies.values()]
+    near = [mean >= means[0] - NEAR for mean in means]
+    with drawing():
+        figure = new_figure(1.0 + 0.5 * len(accuracies), title)
+        widths = [3] if all(near) else [1, 3]
+        panels = figure.subplots(1, len(widths), squeeze=False, sharey=True, width_ratios=widths)[0]
+        for axes, is_near in zip(panels, [False, True][-len(panels) :], strict=True):
+            seeds = list(accuracies.values())
+            _draw_seeds(axes, {row: seeds[row] for row in range(len(near)) if near[row] == is_near})
+            axes.tick_params(axis="y", length=0)
+            axes.spines.left.set_visible(axes is panels[0])
+            axes.margins(x=0.1 if is_near else 0.4)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=6 if is_near else 2))
+        axes.axvline(means[0], color=GREY, linewidth=1, linestyle="--", zorder=1)
         axes.set_xlabel("accuracy (%)")
-        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+        for row, mean in enumerate(means):
+            text = f"{mean:.2f} %" + (f"  ({mean - means[0]:+.2f})" if row else "  (mean)")
+            write_beside(axes, row, text.replace("-", "\u2212"))
+        panels[0].set_yticks(range(len(means)), [wrap(name, 38) for name in accuracies])
+        panels[0].set_ylim(len(means) - 0.5, -0.5)
+        handles = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+        place: dict[str, Any] = {"loc": "outside lower center", "ncols": len(handles)}
+        figure.legend(list(handles.values()), list(handles), frameon=False, **place)
         save(figure, path)
+
+
+def _draw_seeds(axes: Axes, rows: Mapping[int, Mapping[int, float]]) -> None:
+    """In each row the accuracy of every seed, one below the other, and a tick at their mean."""
+    axes.grid(True, axis="x")
+    for row, seeds in rows.items():
+        for place, (seed, accuracy) in enumerate(sorted(seeds.items())):
+            height = row + 0.24 * (place - (len(seeds) - 1) / 2)
+            style: dict[str, Any] = {
+                "marker": "os^vDP"[place % 6],
+                "color": SERIES[place % len(SERIES)],
+            }
+            label = f"seed {seed}"
+            axes.plot(100 * accuracy, height, linestyle="", markersize=6, label=label, **style)
+        mean = 100 * float(np.mean(list(seeds.values())))
+        axes.plot(mean, row, "|", color=GREY, markersize=20, label="mean", zorder=1.5)
 
 
 def scaling(
@@ -108,10 +200,10 @@ def scaling(
     """
     if not series or not all(series.values()):
         raise ValueError("there are no times to draw: pass at least one pair for each quantity")
-    with rc_context(STYLE):
+    with drawing():
         figure = new_figure(3.6, title)
         panels = figure.subplots(1, len(series), squeeze=False, sharey=True)[0]
-        legend = {}
+        legend: dict[str, Any] = {}
         for axes, (quantity, points) in zip(panels, series.items(), strict=True):
             x, seconds = np.array(sorted(points), dtype=float).T
             if quantity in _PROPORTIONAL:
@@ -127,7 +219,9 @@ def scaling(
             legend.update(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
         label_logarithmic(panels[0].yaxis, round_steps(*panels[0].get_ylim()))
         panels[0].set_ylabel("seconds an epoch")
-        figure.legend(legend.values(), legend, loc="outside lower center", ncols=2, frameon=False)
+        figure.legend(
+            list(legend.values()), list(legend), loc="outside lower center", ncols=2, frameon=False
+        )
         save(figure, path)
 
 
@@ -146,7 +240,7 @@ def time_to_accuracy(
     """
     if not curves or len(curves) > len(CURVES) or not all(len(x) for x, _ in curves.values()):
         raise ValueError(f"pass one to {len(CURVES)} curves, of at least one epoch each")
-    with rc_context(STYLE):
+    with drawing():
         figure = new_figure(4.2, title)
         axes = figure.subplots()
         for (name, (minutes, accuracies)), style in zip(curves.items(), CURVES, strict=False):

@@ -16,20 +16,24 @@ import io
 import math
 import os
 import textwrap
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, NullLocator
 
 WIDTH = 8.4  # inches: at 150 dpi a README shows 1260 pixels in about 830, 10 points as 14 pixels
 DPI = 150
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#707070"
-CURVES = (
+SERIES = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9")
+CURVES: tuple[dict[str, Any], ...] = (
     {"color": BLUE, "linestyle": "-", "marker": "s"},
     {"color": ORANGE, "linestyle": "--", "marker": "o"},
 )
@@ -49,15 +53,23 @@ STYLE = {
 }
 
 
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """What each figure is drawn within: the same looks on every machine, and no text that is taken
+    for a formula or warned about because the font lacks a letter of it."""
+    with style.context(["default", STYLE]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+        yield
+
+
 def new_figure(height: float, title: str) -> Figure:
     """An empty figure of `height` inches, and what the title needs beyond its first line."""
     lines = textwrap.wrap(title, width=76)
     height += 0.2 * max(0, len(lines) - 1)
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
-    figure.get_layout_engine().set(
-        w_pad=0.06, h_pad=0.06, wspace=0.03, hspace=0.03
-    )  # inches, shares
-    figure.suptitle("\n".join(lines), parse_math=False)
+    # The pads are inches, the spaces shares of the panels' size.
+    layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06, wspace=0.03, hspace=0.03)
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout=layout)
+    figure.suptitle("\n".join(lines))
     return figure
 
 
@@ -94,6 +106,17 @@ def label_logarithmic(axis: Axis, values: Sequence[float]) -> None:
     axis.set_major_locator(FixedLocator(values))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x >= 2000 else f"{x:g}")
+
+
+def wrap(text: str, width: int) -> str:
+    """Each line of `text` in lines of at most `width` letters."""
+    return "\n".join(textwrap.fill(line, width) for line in text.splitlines())
+
+
+def write_beside(axes: Axes, row: float, text: str) -> None:
+    """Write `text` at the right border of `axes`, at `row` of its vertical axis."""
+    place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+    axes.annotate(text, (1, row), (10, 0), va="center", fontsize=9, annotation_clip=False, **place)
 
 
 def as_counts(values: Any) -> np.ndarray:

@@ -5,22 +5,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from plots.style import (
     BLUE,
     ORANGE,
-    STYLE,
     as_images,
+    drawing,
     marker_places,
     new_figure,
-    picture_grid,
     save,
 )
 
-MAX_AUGMENTED = 40
+MAX_AUGMENTED = 10
 
 
 def validation(
@@ -30,6 +28,8 @@ def validation(
     title: str,
     eval_split: str | None = None,
     label_smoothed: bool = False,
+    averaged: bool = False,
+    precision: str | None = None,
 ) -> None:
     """Draw accuracy and loss per epoch, of training and of the evaluated split.
 
@@ -37,25 +37,25 @@ def validation(
         eval_accuracy. Accuracies are fractions, losses nats per image; a value of None, as in an
         epoch that was not evaluated, is left out.
     eval_split: the name of the evaluated split, for the legend.
-    label_smoothed: say in the legend that the training loss is of augmented images and smoothed
-        labels, and so lies above the evaluated loss by construction.
+    label_smoothed: say that the training loss is of augmented images and smoothed labels, and so
+        lies above the evaluated loss by construction.
+    averaged: say that the evaluated network has the moving average of the weights.
+    precision: say that the split was evaluated in it.
     """
     if not history:
         raise ValueError("the history has no epochs to draw: pass at least one row")
     trained = "training (augmented, label-smoothed loss)" if label_smoothed else "training"
-    evaluated = f"{eval_split} split" if eval_split else "evaluated split"
-    curves = [
+    details = ", ".join(["averaged weights"] * averaged + ([precision] if precision else []))
+    evaluated = f"{eval_split or 'evaluated'} split" + (f" ({details})" if details else "")
+    curves: list[tuple[str, str, dict[str, Any]]] = [
         ("train", trained, {"color": ORANGE, "linestyle": "--", "marker": "o"}),
         ("eval", evaluated, {"color": BLUE, "linestyle": "-", "marker": "s"}),
     ]
-    with rc_context(STYLE):
+    with drawing():
         figure = new_figure(4.2, title)
         accuracy_axes, loss_axes = figure.subplots(1, 2)
-        for axes, quantity, scale, text in (
-            (accuracy_axes, "accuracy", 100, "{:.2f} %"),
-            (loss_axes, "loss", 1, "{:.3f}"),
-        ):
-            _draw_curves(axes, history, curves, quantity, scale, text)
+        _draw_curves(accuracy_axes, history, curves, "accuracy", 100, "{:.2f} %")
+        _draw_curves(loss_axes, history, curves, "loss", 1, "{:.3f}")
         accuracy_axes.set_ylabel("accuracy (%)")
         loss_axes.set_ylabel("loss (nats per image)")
         handles, labels = accuracy_axes.get_legend_handles_labels()
@@ -67,7 +67,7 @@ def validation(
 def _draw_curves(
     axes: Axes,
     history: Sequence[dict[str, Any]],
-    curves: Sequence[tuple[str, str, dict[str, str]]],
+    curves: Sequence[tuple[str, str, dict[str, Any]]],
     quantity: str,
     scale: float,
     text: str,
@@ -76,23 +76,27 @@ def _draw_curves(
 
     curves: for each split the start of its columns' names, its label and its style.
     """
-    last: tuple[float, float, str] | None = None
+    ends = []
     for prefix, label, style in curves:
         epochs, values = _points(history, f"{prefix}_{quantity}", scale)
         if epochs.size:
             marked = marker_places(epochs.size)
             axes.plot(epochs, values, label=label, markersize=5, markevery=marked, **style)
-            last = epochs[-1], values[-1], style["color"]
-    if last:  # of the evaluated split where there is one, else of training
-        axes.annotate(
-            text.format(last[1]),
-            last[:2],
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            color=last[2],
-            annotation_clip=False,
-        )
+            ends.append((text.format(values[-1]), (epochs[-1], values[-1]), style["color"]))
+    # The evaluated split's where there is one; of one epoch, where no curve leads to it, training's
+    # too, on the other side.
+    for (words, point, color), side in zip(reversed(ends), (1, -1), strict=False):
+        if side == 1 or len(history) == 1:
+            place: dict[str, Any] = {"ha": "left" if side == 1 else "right", "va": "center"}
+            axes.annotate(
+                words,
+                point,
+                (6 * side, 0),
+                textcoords="offset points",
+                color=color,
+                annotation_clip=False,
+                **place,
+            )
     epochs = [row["epoch"] for row in history]
     margin = max(0.5, 0.03 * (max(epochs) - min(epochs)))
     axes.set_xlim(min(epochs) - margin, max(epochs) + margin)
@@ -109,16 +113,43 @@ def _points(history: Sequence[dict[str, Any]], key: str, scale: float) -> tuple[
     return epochs[finite], scale * values[finite]
 
 
-def augmentation(images: Any, path: str | os.PathLike[str], *, title: str) -> None:
-    """Draw training images as the network sees them, the first MAX_AUGMENTED of those given.
+def augmentation(
+    originals: Any,
+    augmented: Sequence[Any],
+    labels: Sequence[str],
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+) -> None:
+    """Draw the first MAX_AUGMENTED images as they are, in the top row, and below each of them what
+    became of it, a row an epoch.
 
-    images: uint8 (N, 3, H, W), augmented but not normalised.
+    originals: uint8 (N, 3, H, W).
+    augmented: for each epoch uint8 (N, 3, H, W), the same images augmented but not normalised.
+    labels: N names, which stand above the originals.
     """
-    images = as_images(images)[:MAX_AUGMENTED]
-    if not len(images):
-        raise ValueError("there are no augmented images to draw: pass at least one")
-    rows = -(-len(images) // 8)
-    with rc_context(STYLE):
-        figure = new_figure(0.5 + 1.05 * rows, title)
-        picture_grid(figure, images, columns=8)
+    originals = as_images(originals)
+    if not len(originals) or not augmented:
+        raise ValueError("there are no augmented images to draw: pass at least one of one epoch")
+    rows = [originals, *map(as_images, augmented)]
+    if any(row.shape != originals.shape for row in rows) or len(labels) != len(originals):
+        raise ValueError("originals, augmented images and labels do not fit: pass one of each")
+    rows = [row[:MAX_AUGMENTED] for row in rows]
+    count = len(rows[0])
+    with drawing():
+        figure = new_figure(0.75 + 0.82 * len(rows), title)
+        # The narrow row parts what the data set holds from what the network sees.
+        heights = [1, 0.06, *[1] * (len(rows) - 1)]
+        grid = figure.add_gridspec(len(heights), count, height_ratios=heights)
+        for place, images in zip((0, *range(2, len(heights))), rows, strict=True):
+            for column, image in enumerate(images):
+                axes = figure.add_subplot(grid[place, column])
+                axes.imshow(image.transpose(1, 2, 0), interpolation="nearest")
+                axes.set(xticks=[], yticks=[])
+                axes.spines[:].set_visible(False)
+                if place == 0:
+                    axes.set_title(labels[column], pad=3)
+                if column == 0:
+                    name = "original" if place == 0 else f"epoch {place - 1}"
+                    axes.set_ylabel(name, rotation=0, ha="right", va="center")
         save(figure, path)

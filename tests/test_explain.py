@@ -90,7 +90,6 @@ def test_a_network_without_attention_has_no_gates(images):
     assert explain.attention_gates(models.build("baseline"), images) == {}
 
 
-@pytest.mark.slow
 def test_test_py_draws_what_the_network_looks_at(weights, program, refused, tmp_path):
     arguments = ["--checkpoint", weights, "--output", tmp_path, "--device", "cpu", "--explain"]
     status, _, err = program("test.py", *arguments, 2)
@@ -99,3 +98,15 @@ def test_test_py_draws_what_the_network_looks_at(weights, program, refused, tmp_
     assert figure.shape[1] == 1260 and figure[..., :3].std() > 0
     for count in (0, 13):
         assert f"--explain {count}: choose 1 to 12" in refused("test.py", *arguments, count)
+
+
+def test_modules_are_named_in_words():
+    model = models.build("under100k", depths=(1, 3, 2, 1))
+    for name, words in (
+        ("near.0.norm", "block 1 of stage near"),
+        ("near.2.attention", "last block of stage near"),
+        ("hourglass.body.0.attention", "block of stage hourglass"),
+        ("widest.0.convolution.pwconv", "block of stage widest"),
+        ("fc", "fc"),
+    ):
+        assert explain.in_words(model, name) == words

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import matplotlib.image
+import matplotlib.style
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 import plots
+from plots import System
+from plots.evaluation import wilson_interval
 
 CLASSES = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TITLE = (
@@ -81,13 +84,38 @@ def explained(count: int, attentions: int = 3) -> tuple:
     return predictions(count)[0], [caption] * count, random.random((count, 16, 16)), gates
 
 
+def augmented(count: int, epochs: int) -> tuple:
+    """Originals, what each epoch makes of them, and labels."""
+    images = predictions(count)[0]
+    return images, [255 - images // (epoch + 1) for epoch in range(epochs)], CLASSES[:count]
+
+
+ABLATION = {
+    "the whole network\n96,118 parameters": {0: 0.9, 1: 0.91},
+    "without dilation": {0: 0.893, 1: 0.899},
+    "ordinary convolutions that take many more weights instead of $x$": {1: 0.80, 0: 0.81},
+}
+PUBLISHED = [
+    System("close to the first", 97_530, 0.932, 0.932),
+    System("closer", 96_500, 0.929, 0.929),
+    System("fewer and more", 40_000, 0.91, 0.91, fewer=True, more=True),
+    System("a range", 78_666, 0.86, 0.87),
+]
+
+
 def confusion() -> np.ndarray:
     return np.diag([4000] * 10) + np.arange(100).reshape(10, 10) ** 2 // 20
 
 
 DRAW = {
     "validation": lambda path: plots.validation(
-        history(60), path, title=TITLE, eval_split="val", label_smoothed=True
+        history(60),
+        path,
+        title=TITLE,
+        eval_split="val",
+        label_smoothed=True,
+        averaged=True,
+        precision="bf16",
     ),
     "validation of one epoch": lambda path: plots.validation(history(1), path, title=TITLE),
     "validation, not evaluated": lambda path: plots.validation(
@@ -105,7 +133,7 @@ DRAW = {
     "mistakes": lambda path: plots.mistakes(*predictions(40), CLASSES, path, title=TITLE),
     "one mistake": lambda path: plots.mistakes(*predictions(1), CLASSES, path, title=TITLE),
     "no mistakes": lambda path: plots.mistakes(*predictions(0), CLASSES, path, title=TITLE),
-    "augmentation": lambda path: plots.augmentation(predictions(64)[0], path, title=TITLE),
+    "augmentation": lambda path: plots.augmentation(*augmented(10, 4), path, title=TITLE),
     "scaling": lambda path: plots.scaling(SCALING, path, title=TITLE),
     "scaling of one number of images": lambda path: plots.scaling(
         {"images": [(1500, 3.2)]}, path, title=TITLE
@@ -119,17 +147,18 @@ DRAW = {
     "time_to_accuracy after one epoch": lambda path: plots.time_to_accuracy(
         {"our loop": curve(1, 0.02)}, 0.8219, path, title=TITLE
     ),
-    "ablation": lambda path: plots.ablation(
-        {"the whole network": [0.9, 0.91], "without dilation": [0.893, 0.899], "$x$": [0.88]},
-        path,
-        title=TITLE,
+    "ablation": lambda path: plots.ablation(ABLATION, path, title=TITLE),
+    "ablation without a great loss": lambda path: plots.ablation(
+        {"the whole network": {0: 0.9}, "$x$": {0: 0.899}}, path, title=TITLE
     ),
     "landscape": lambda path: plots.landscape(
-        {"ours": [("under100k", 96_118, 0.93)], "published": [("a", 22_110, 0.87)]},
+        {"ours": [System("under100k", 96_118, 0.93, 0.93)], "published": PUBLISHED},
         path,
         title=TITLE,
     ),
-    "landscape of one": lambda path: plots.landscape({"x": [("a", 100, 0.5)]}, path, title=TITLE),
+    "landscape of one": lambda path: plots.landscape(
+        {"x": [System("a", 100, 0.5, 0.5)]}, path, title=TITLE
+    ),
     "predictions": lambda path: plots.predictions(*pictures(7), path, title=TITLE),
     "one prediction, all classes": lambda path: plots.predictions(
         *pictures(1, top=10), path, title=TITLE
@@ -138,7 +167,13 @@ DRAW = {
     "one explanation, no attention": lambda path: plots.explanations(
         *explained(1, attentions=0), path, title=TITLE
     ),
-    "one augmented image": lambda path: plots.augmentation(predictions(1)[0], path, title=TITLE),
+    "one explanation of one attention": lambda path: plots.explanations(
+        *explained(1, attentions=1), path, title=TITLE
+    ),
+    "five explanations, no attention": lambda path: plots.explanations(
+        *explained(5, attentions=0), path, title=TITLE
+    ),
+    "one augmented image": lambda path: plots.augmentation(*augmented(1, 1), path, title=TITLE),
 }
 
 
@@ -212,7 +247,13 @@ def test_validation_draws_both_splits_in_percent_and_nats(tmp_path, figures):
         assert train.get_marker() != evaluated.get_marker()
     assert [text.get_text() for text in accuracy.texts] == ["91.48 %"]
     assert "training (augmented, label-smoothed loss)" in words(figures[0])
-    assert "val split" in words(figures[0])
+    assert "val split" in words(figures[0]) and "averaged" not in words(figures[0])
+
+
+def test_validation_says_which_network_it_scored_and_how(tmp_path, figures):
+    path = tmp_path / "figure.png"
+    plots.validation(history(3), path, title="", eval_split="val", averaged=True, precision="bf16")
+    assert "val split (averaged weights, bf16)" in words(figures[0])
 
 
 def test_validation_without_evaluation_draws_training_alone(tmp_path, figures):
@@ -231,25 +272,64 @@ def test_validation_leaves_out_epochs_that_were_not_evaluated(tmp_path, figures)
         assert list(axes.get_lines()[1].get_xdata()) == [1, 3]
 
 
-def test_validation_marks_a_single_epoch(tmp_path, figures):
-    plots.validation(history(1), tmp_path / "figure.png", title="")
-    for axes in figures[0].axes:
+def test_validation_marks_a_single_epoch_and_says_both_values(tmp_path, figures):
+    rows = history(1)
+    rows[0].update(train_accuracy=0.4, eval_accuracy=0.5, train_loss=1.5, eval_loss=1.25)
+    plots.validation(rows, tmp_path / "figure.png", title="")
+    ends = ["50.00 %", "40.00 %"], ["1.250", "1.500"]
+    for axes, values in zip(figures[0].axes, ends, strict=True):
         assert 1 in axes.get_xticks() and all(tick == int(tick) for tick in axes.get_xticks())
         for line in axes.get_lines():
             assert line.get_marker() not in (None, "None") and line.get_markevery() == [0]
+        assert [text.get_text() for text in axes.texts] == values
 
 
-def test_class_accuracy_prints_each_class_and_all(tmp_path, figures):
-    correct, total = torch.tensor([3, 0, 0]), torch.tensor([4, 2, 0])
+def test_class_accuracy_is_sorted_and_prints_each_class_and_all(tmp_path, figures):
+    correct, total = torch.tensor([0, 0, 3, 4]), torch.tensor([0, 2, 4, 4])
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # such as a division by the zero images of the third class
-        plots.class_accuracy(correct, total, CLASSES[:3], tmp_path / "figure.png", title="")
+        warnings.simplefilter("error")  # such as a division by the zero images of the first class
+        plots.class_accuracy(correct, total, CLASSES[:4], tmp_path / "figure.png", title="")
     (axes,) = figures[0].axes
-    assert [bar.get_width() for bar in axes.patches] == [75, 0, 0, 50]
+    dots = [line for line in axes.get_lines() if line.get_marker() == "o"]
+    assert [dot.get_xydata().tolist() for dot in dots] == [
+        [[100, 0]],
+        [[75, 1]],
+        [[0, 2]],
+        [[70, 4]],
+    ]
     labels = [" ".join(text.get_text().split()) for text in axes.texts]
-    assert labels == ["75.0 % (3/4)", "0.0 % (0/2)", "no images", "50.0 % (3/6)"]
+    assert labels == [
+        "100.0 % (4/4)",
+        "75.0 % (3/4)",
+        "0.0 % (0/2)",
+        "no images",
+        "70.0 % (7/10)",
+    ]
     names = [label.get_text() for label in axes.get_yticklabels()]
-    assert names == ["plane", "car", "bird", "all"]
+    assert names == ["cat", "bird", "car", "plane", "all"]
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # row 0 on top
+
+
+def test_class_accuracy_shows_differences_and_whole_intervals(tmp_path, figures):
+    correct, total = [433, 450, 455, 482], [500] * 4
+    plots.class_accuracy(correct, total, CLASSES[:4], tmp_path / "figure.png", title="")
+    (axes,) = figures[0].axes
+    low, high = axes.get_xlim()
+    assert 80 < low and high <= 100
+    bars = [line.get_xdata() for line in axes.get_lines() if line.get_solid_capstyle() == "butt"]
+    expected = [wilson_interval(right, 500) for right in (482, 455, 450, 433)]
+    np.testing.assert_allclose(bars[:4], 100 * np.array(expected))
+    assert low <= 100 * expected[-1][0] and 100 * expected[0][1] <= high
+
+
+def test_wilson_intervals_are_those_of_the_score_test():
+    """Their ends are the shares from which the count seen lies 1.96 standard deviations away."""
+    for correct, total in ((1, 10), (433, 500), (4662, 5000), (7, 10)):
+        for end in wilson_interval(correct, total):
+            deviation = np.sqrt(end * (1 - end) / total)
+            assert abs(correct / total - end) / deviation == pytest.approx(1.959964, rel=1e-6)
+    assert wilson_interval(0, 10)[0] == 0 and wilson_interval(10, 10)[1] == pytest.approx(1)
+    assert wilson_interval(0, 10)[1] == pytest.approx(0.2775, abs=1e-4)
 
 
 def test_confusion_matrix_has_rows_of_true_classes_and_legible_counts(tmp_path, figures):
@@ -302,11 +382,60 @@ def test_no_mistakes_are_said_in_words(tmp_path, figures):
     assert words(figures[0]) == "no mistakes in 7 images"
 
 
-def test_augmentation_shows_the_images_as_they_are(tmp_path, figures):
-    images = predictions(3)[0]
-    plots.augmentation(images, tmp_path / "figure.png", title="")
-    drawn = [axes.get_images()[0].get_array() for axes in figures[0].axes if axes.get_images()]
-    np.testing.assert_array_equal(np.stack(drawn), images.permute(0, 2, 3, 1))
+def test_augmentation_shows_originals_with_labels_above_their_epochs(tmp_path, figures):
+    originals, epochs, labels = augmented(12, 3)
+    names = [f"class {k}" for k in range(12)]
+    plots.augmentation(originals, epochs, names, tmp_path / "figure.png", title="")
+    drawn = [axes.get_images()[0].get_array() for axes in figures[0].axes]
+    expected = np.concatenate([images[:10] for images in (originals, *epochs)])
+    np.testing.assert_array_equal(np.stack(drawn), expected.transpose(0, 2, 3, 1))
+    assert [axes.get_title() for axes in figures[0].axes[:10]] == names[:10]
+    starts = [axes.get_ylabel() for axes in figures[0].axes[::10]]
+    assert starts == ["original", "epoch 1", "epoch 2", "epoch 3"]
+    heights = [axes.get_position().y0 for axes in figures[0].axes[::10]]
+    assert heights == sorted(heights, reverse=True)
+
+
+def test_ablation_shows_every_seed_and_the_difference_of_the_means(tmp_path, figures):
+    plots.ablation(ABLATION, tmp_path / "figure.png", title="")
+    far, near = figures[0].axes
+    points = {}
+    for axes in (far, near):
+        for line in axes.get_lines():
+            if line.get_label().startswith("seed"):
+                ((x, y),) = line.get_xydata()
+                points[round(y), line.get_label()] = round(x, 6)
+    assert points == {
+        (row, f"seed {seed}"): 100 * accuracy
+        for row, seeds in enumerate(ABLATION.values())
+        for seed, accuracy in seeds.items()
+    }
+    assert [text.get_text() for text in near.texts] == [
+        "90.50 %  (mean)",
+        "89.60 %  (\u22120.90)",
+        "80.50 %  (\u221210.00)",
+    ]
+    assert far.get_xlim()[1] < 82 and near.get_xlim()[0] > 88  # each on its own scale
+    assert far.get_yticklabels()[0].get_text() == "the whole network\n96,118 parameters"
+
+
+def test_landscape_draws_bounds_as_arrows_and_ranges_as_bars(tmp_path, figures):
+    kinds = {"ours": [System("net", 96_118, 0.93, 0.93)], "published": PUBLISHED}
+    plots.landscape(kinds, tmp_path / "figure.png", title="")
+    (axes,) = figures[0].axes
+    lines = [line.get_xydata().tolist() for line in axes.get_lines() if len(line.get_xdata())]
+    assert [[96_118, 93.0]] in lines and [[40_000, 91.0]] in lines
+    assert [[78_666, 86.0], [78_666, 87.0]] in lines
+    arrows = [text for text in axes.texts if not text.get_text()]
+    assert [arrow.xy for arrow in arrows] == [(40_000, 91.0)] * 2
+    (left, level), (straight, up) = (arrow.get_position() for arrow in arrows)
+    assert left < 0 == level and up > 0 == straight  # fewer parameters, more accuracy
+    assert {text.get_text() for text in axes.texts} == {"", "net", *(s.name for s in PUBLISHED)}
+    # No name covers the point of another system.
+    for text in axes.texts:
+        for system in kinds["ours"] + PUBLISHED if text.get_text() else []:
+            point = axes.transData.transform((system.parameters, 100 * system.low))
+            assert not text.get_window_extent().contains(*point), (text, system)
 
 
 def test_scaling_draws_each_quantity_against_exact_proportion(tmp_path, figures):
@@ -350,15 +479,17 @@ def test_predictions_stand_over_their_pictures(tmp_path, figures):
 def test_explanations_draw_each_gate_against_its_mean(tmp_path, figures):
     images, captions, maps, gates = explained(3)
     plots.explanations(images, captions, maps, gates, tmp_path / "figure.png", title="")
-    rows = np.array(figures[0].axes).reshape(3, 4)
+    rows = np.array(figures[0].axes).reshape(3, 5)
     titles = [axes.get_title() for axes in rows[0]]
-    assert titles == ["image", "Grad-CAM", "attention 1", "attention 2"]  # the last two
-    for index, (plain, mapped, *attentions) in enumerate(rows):
+    assert titles == ["", "image", "Grad-CAM", "attention 1", "attention 2"]  # the last two
+    for index, (beside, plain, mapped, *attentions) in enumerate(rows):
+        assert beside.texts[0].get_text() == captions[index]
         for axes in (plain, mapped):
             drawn = axes.get_images()[0].get_array()
             np.testing.assert_array_equal(drawn, images[index].permute(1, 2, 0))
         np.testing.assert_allclose(mapped.get_images()[1].get_array(), maps[index])
-        for axes, name in zip(attentions, titles[2:], strict=True):
+        for axes, name in zip(attentions, titles[3:], strict=True):
+            assert axes.get_ylim() == (0, 1)
             mean = gates[name].mean(axis=0)
             (line,) = axes.get_lines()
             np.testing.assert_allclose(line.get_ydata(), np.sort(mean))
@@ -385,8 +516,13 @@ def test_explanations_draw_each_gate_against_its_mean(tmp_path, figures):
         lambda path: plots.class_accuracy([1, 2], [2, 2], CLASSES, path, title=""),
         lambda path: plots.confusion_matrix(np.zeros((2, 3)), CLASSES[:2], path, title=""),
         lambda path: plots.mistakes(*predictions(4)[:3], np.ones(3), CLASSES, path, title=""),
-        lambda path: plots.augmentation(np.zeros((0, 3, 32, 32), np.uint8), path, title=""),
-        lambda path: plots.augmentation(np.zeros((1, 3, 32, 32)), path, title=""),
+        lambda path: plots.augmentation(*augmented(0, 1), path, title=""),
+        lambda path: plots.augmentation(*augmented(2, 0), path, title=""),
+        lambda path: plots.augmentation(*augmented(2, 1)[:2], CLASSES[:1], path, title=""),
+        lambda path: plots.augmentation(np.zeros((1, 3, 8, 8)), [], [], path, title=""),
+        lambda path: plots.ablation({}, path, title=""),
+        lambda path: plots.ablation({"whole": {}}, path, title=""),
+        lambda path: plots.landscape({}, path, title=""),
     ],
 )
 def test_input_that_does_not_fit_is_refused_in_one_line(draw, tmp_path):
@@ -445,6 +581,14 @@ def test_only_a_complete_figure_replaces_an_earlier_one(tmp_path, monkeypatch):
     DRAW["one mistake"](path)
     assert path.read_bytes() != earlier
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_users_own_style_of_matplotlib_changes_nothing(tmp_path):
+    one, other = tmp_path / "one.png", tmp_path / "other.png"
+    DRAW["validation"](one)
+    with matplotlib.style.context(["dark_background", {"font.size": 30, "text.usetex": True}]):
+        DRAW["validation"](other)
+    assert one.read_bytes() == other.read_bytes()
 
 
 def test_drawing_needs_neither_torch_nor_pyplot():

@@ -44,18 +44,21 @@ def test_the_search_compares_speed_in_turn_and_writes_no_row(tmp_path, monkeypat
 
 def test_the_ablation_is_drawn_at_its_largest_budget(tmp_path, monkeypatch):
     table, drawn = tmp_path / "search.csv", []
-    for name, epochs, accuracy in (
-        ("full", 4, 0.8),
-        ("full", 16, 0.95),
-        ("full", 12, 0.9),
-        ("full", 12, 0.91),
-        ("sgd", 20, 0.7),
-        ("no_dilated", 12, 0.89),
+    for name, seed, epochs, accuracy in (
+        ("full", 0, 4, 0.8),
+        ("full", 0, 16, 0.95),
+        ("full", 0, 12, 0.9),
+        ("full", 1, 12, 0.91),
+        ("sgd", 0, 20, 0.7),
+        ("no_dilated", 0, 12, 0.89),
     ):
         row = dict.fromkeys(search.COLUMNS, 0)
-        row |= {"candidate": name, "epochs": epochs, "val_accuracy": accuracy, "parameters": 96118}
+        row |= {"candidate": name, "seed": seed, "epochs": epochs, "val_accuracy": accuracy}
+        row["parameters"] = 96118
         search.append(row, table)
     monkeypatch.setattr(plots, "ablation", lambda accuracies, path, title: drawn.append(accuracies))
     search.main(["--figure", str(tmp_path / "x.png"), "--output", str(table)])
-    whole, without = "full (96,118 parameters)", "no dilated (96,118 parameters)"
-    assert drawn == [{whole: [0.9, 0.91], without: [0.89]}]
+    whole, without = "all five operations", "no dilation"
+    size = "\n96,118 parameters"
+    assert drawn == [{whole + size: {0: 0.9, 1: 0.91}, without + size: {0: 0.89}}]
+    assert search.IN_WORDS.keys() == search.ABLATION.keys()
