@@ -21,14 +21,14 @@ import torch
 
 import data
 import models
-import plots
 import utils
 from training import checkpoint as checkpoints
-from training import distributed, engine
+from training import distributed, tensorboard
 from training.epochs import Saver, train
+from training.figures import Watch, draw, draw_augmentation
 from training.recipe import OPTIMIZERS, SCHEDULES, RecipeError
-from training.run import Run, build_loaders, build_run, resume, seed_dropout
-from training.settings import Plan, Settings, make_plan
+from training.run import build_loaders, build_run, resume, seed_dropout
+from training.settings import Plan, make_plan
 
 IMAGE_SIZE = (3, 32, 32)
 EVAL_SPLITS = ("test", "val", "none")
@@ -38,7 +38,7 @@ SAMPLE_WARNING = (
 )
 CHECKPOINT_MINUTES = 5.0
 # What a run does not keep, so that the command that resumes it must say it again.
-UNSETTLED = ("data_dir", "device", "compile", "checkpoint_minutes")
+UNSETTLED = ("data_dir", "device", "compile", "checkpoint_minutes", "tensorboard")
 
 
 def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
@@ -79,6 +79,11 @@ def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
     add("--device", help="auto, cpu, cuda, cuda:1, mps (auto)")
     add("--precision", choices=("auto", *utils.PRECISIONS), help="of the mixed precision (auto)")
     add("--compile", action="store_true", help="torch.compile: a slow first epoch, for a GPU")
+    add(
+        "--tensorboard",
+        action="store_true",
+        help="write OUTPUT/tensorboard (pip install tensorboard)",
+    )
     add("--seed", type=int, metavar="N", help="of weights, order and augmentation (0)")
     add("--output", type=Path, metavar="DIR", help="folder of the run (runs/NETWORK-TIME)")
     add(
@@ -98,35 +103,6 @@ def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
     if not given.get("checkpoint_minutes", 0.0) >= 0:
         parser.error(f"--checkpoint-minutes {given['checkpoint_minutes']}: choose 0 or more")
     return given
-
-
-def draw_augmentation(settings: Settings, loader: data.Loader, output: Path) -> None:
-    """Training images as the network sees them, brought back to pixels."""
-    images, _ = next(iter(loader))
-    mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (data.MEAN, data.STD))
-    pixels = (images.float().cpu() * std + mean).mul(255).round().clamp(0, 255).byte()
-    title = f"{settings.title}: training images as the network sees them"
-    plots.augmentation(pixels, output / "augmentation.png", title=title)
-
-
-def draw(run: Run, evaluation: engine.Evaluation | None, output: Path) -> None:
-    """The figures of a finished run."""
-    settings = run.settings
-    plots.validation(
-        run.history,
-        output / "validation.png",
-        title=settings.title,
-        eval_split=settings.eval_split,
-        label_smoothed=settings.recipe.label_smoothing > 0,
-    )
-    if evaluation is None:
-        return
-    title = f"{settings.title}, {settings.eval_split} split"
-    confusion = evaluation.confusion
-    correct, total = confusion.diag().tolist(), confusion.sum(1).tolist()
-    print(utils.class_table(correct, total, data.CLASSES))
-    plots.class_accuracy(correct, total, data.CLASSES, output / "class_accuracy.png", title=title)
-    plots.confusion_matrix(confusion, data.CLASSES, output / "confusion_matrix.png", title=title)
 
 
 def resume_command(given: dict[str, Any], output: Path) -> str:
@@ -161,15 +137,21 @@ def carry_out(plan: Plan, given: dict[str, Any], device: torch.device) -> None:
         seed_dropout(settings.seed, 0)
         if plan.checkpoint is not None:  # last, for it restores the random state
             resume(run, plan.checkpoint, loader, plan.source)
+        board = None
+        if is_main and given.get("tensorboard"):
+            board = tensorboard.Board(run, output / "tensorboard")
+        watch = Watch(run, output, board) if is_main else lambda: None
         saver = Saver(run, output, given.get("checkpoint_minutes", CHECKPOINT_MINUTES))
         try:
-            evaluation = train(run, loader, eval_loader, saver)
+            evaluation = train(run, loader, eval_loader, saver, watch)
         except utils.Interrupted as interrupted:
             print(f"{interrupted}: all is saved; go on with\n{resume_command(given, output)}")
             sys.exit(interrupted.status)
         if is_main:
             checkpoints.save_checkpoint(output / "weights.pt", run.weights())
             draw(run, evaluation, output)
+            if board is not None:
+                board.close(sorted(output.glob("*.png")))
     print(f"Weights, history and figures are in {output}")
     if settings.source == "sample":
         print(SAMPLE_WARNING)
@@ -199,6 +181,8 @@ def main(argv: list[str] | None = None) -> None:
         if given.get("summary"):
             utils.print_summary(models.build(given.get("model", models.names()[0])), IMAGE_SIZE)
             return
+        if given.get("tensorboard"):
+            tensorboard.require()
         device = distributed.pick_device(given.get("device", "auto"))
         work_together(given, device)
 

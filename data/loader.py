@@ -129,6 +129,14 @@ class Loader:
         """Number of images of a whole epoch."""
         return len(self._labels)
 
+    def first_of_each_class(self) -> tuple[Tensor, Tensor]:
+        """Of each class in the split its first image as it is, uint8 (M, 3, 32, 32), and the
+        classes (M,), in ascending order; both on the CPU."""
+        labels = (self._labels.argmax(1) if self._labels.ndim == 2 else self._labels).cpu()
+        classes = labels.unique()
+        first = torch.stack([(labels == label).nonzero()[0, 0] for label in classes])
+        return self._images[first.to(self.device)].cpu(), classes
+
     def __len__(self) -> int:
         """Number of batches of a whole epoch."""
         return -(-self.images // self.batch_size)

@@ -25,15 +25,22 @@ LOOK_EVERY = defaultdict(lambda: 50, cpu=1)
 
 
 def train(
-    run: Run, loader: data.Loader, eval_loader: data.Loader | None, saver: "Saver"
+    run: Run,
+    loader: data.Loader,
+    eval_loader: data.Loader | None,
+    saver: "Saver",
+    after_epoch: Callable[[], None] = lambda: None,
 ) -> engine.Evaluation | None:
-    """Train to the last epoch; where SIGINT or SIGTERM comes before, save and raise Interrupted."""
+    """Train to the last epoch; where SIGINT or SIGTERM comes before, save and raise Interrupted.
+
+    after_epoch: called once an epoch is saved.
+    """
     if run.history and distributed.is_main():
         # A kill may have come between the last checkpoint and its row.
         utils.write_history(saver.output / "history.csv", run.history)
     with utils.Interruption(agree=distributed.highest) as interruption:
         try:
-            return train_to_the_end(run, loader, eval_loader, saver, interruption)
+            return train_to_the_end(run, loader, eval_loader, saver, interruption, after_epoch)
         except utils.Interrupted:
             saver.save()
             raise
@@ -45,6 +52,7 @@ def train_to_the_end(
     eval_loader: data.Loader | None,
     saver: "Saver",
     interruption: utils.Interruption,
+    after_epoch: Callable[[], None],
 ) -> engine.Evaluation | None:
     """Train to the last epoch, saving after each; returns the last evaluation (or None)."""
     evaluation = None
@@ -67,6 +75,7 @@ def train_to_the_end(
         run.end_epoch(row)
         saver.save()
         print_epoch(run, row, metrics, scored)
+        after_epoch()
     # A run that was resumed after its last epoch has not been evaluated by this process.
     return evaluation or evaluate(run, eval_loader, interruption)
 

@@ -1,0 +1,107 @@
+"""The figures in the folder of a run: its images, its curves while it goes on, its classes."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import data
+import plots
+import utils
+from training import checkpoint as checkpoints
+from training import engine
+from training.run import Run, augmentation_of
+from training.settings import Settings
+from training.tensorboard import Board
+
+AUGMENTED_EPOCHS = 4
+MOST_TIME = 0.01  # of the training's, that drawing may take while it goes on
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """Normalised images (N, 3, H, W) as uint8 on the CPU."""
+    mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (data.MEAN, data.STD))
+    return (images.float().cpu() * std + mean).mul(255).round().clamp(0, 255).byte()
+
+
+def draw_augmentation(settings: Settings, loader: data.Loader, output: Path) -> None:
+    """The first training image of each class as it is, and what some epochs make of it.
+
+    They are augmented among themselves, so what mixup blends in is another of them.
+    """
+    images, labels = loader.first_of_each_class()
+    augmented = data.Loader(
+        data.Split(images, labels, settings.train_split, settings.source),
+        len(images),
+        augmentation=augmentation_of(settings.recipe),
+        seed=settings.seed,
+        device="cpu",
+        mean=data.MEAN,
+        std=data.STD,
+        dtype=torch.float32,
+        shuffle=False,
+    )
+    epochs = []
+    for epoch in range(AUGMENTED_EPOCHS):
+        augmented.set_epoch(epoch)
+        epochs.append(to_pixels(next(iter(augmented))[0]))
+    names = [data.CLASSES[label] for label in labels]
+    title = f"{settings.title}: training images as the network sees them"
+    plots.augmentation(images, epochs, names, output / "augmentation.png", title=title)
+
+
+def draw_curves(run: Run, output: Path) -> None:
+    """Accuracy and loss, epoch by epoch so far."""
+    settings = run.settings
+    plots.validation(
+        run.history,
+        output / "validation.png",
+        title=settings.title,
+        eval_split=settings.eval_split,
+        label_smoothed=settings.recipe.label_smoothing > 0,
+        averaged=run.ema is not None,
+        precision=settings.precision,
+    )
+
+
+def draw(run: Run, evaluation: engine.Evaluation | None, output: Path) -> None:
+    """The figures of a finished run."""
+    draw_curves(run, output)
+    if evaluation is None:
+        return
+    title = f"{run.settings.title}, {run.settings.eval_split} split"
+    confusion = evaluation.confusion
+    correct, total = confusion.diag().tolist(), confusion.sum(1).tolist()
+    print(utils.class_table(correct, total, data.CLASSES))
+    plots.class_accuracy(correct, total, data.CLASSES, output / "class_accuracy.png", title=title)
+    plots.confusion_matrix(confusion, data.CLASSES, output / "confusion_matrix.png", title=title)
+
+
+@dataclass
+class Watch:
+    """Called after each epoch, so that a training can be watched: its folder gets the weights so
+    far and the curves so far, and TensorBoard the epoch's row.
+
+    Where epochs are so short that drawing each would take more than MOST_TIME of the training's
+    time, the curves wait until it takes no more.
+    """
+
+    run: Run
+    output: Path
+    board: Board | None = None
+
+    def __post_init__(self) -> None:
+        self.since = time.perf_counter()
+        self.drawing = 0.0  # seconds that the last figure took
+
+    def __call__(self) -> None:
+        checkpoints.save_checkpoint(self.output / "weights.pt", self.run.weights())
+        if self.board is not None:
+            self.board.add(self.run.history[-1])
+        start = time.perf_counter()
+        if self.drawing <= MOST_TIME * (start - self.since):
+            draw_curves(self.run, self.output)
+            self.since = time.perf_counter()
+            self.drawing = self.since - start

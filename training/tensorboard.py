@@ -1,0 +1,56 @@
+"""What TensorBoard shows of a run: its recipe, a row an epoch, its figures."""
+
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from matplotlib import image
+
+import utils
+from training.run import Run
+
+
+def require() -> None:
+    """Raises utils.RunError where TensorBoard is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise utils.RunError("--tensorboard needs a package: pip install tensorboard")
+
+
+class Board:
+    """Writes a run into `folder`, anew from its first epoch, so that a resumed run is there once.
+
+    Show it with `tensorboard --logdir FOLDER`.
+    """
+
+    def __init__(self, run: Run, folder: Path) -> None:
+        require()
+        from torch.utils.tensorboard import SummaryWriter  # takes a second, and few want it
+
+        for old in folder.glob("events.out.tfevents.*"):
+            old.unlink()
+        self.split = run.settings.eval_split
+        self.writer = SummaryWriter(str(folder))
+        recipe = {"network": run.settings.model, **asdict(run.settings.recipe)}
+        lines = [f"| {name} | {value} |" for name, value in recipe.items()]
+        self.writer.add_text("recipe", "\n".join(["| setting | value |", "|---|---|", *lines]))
+        for row in run.history:
+            self.add(row)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """An epoch's row of the history; a quantity of both splits gets one chart."""
+        for column, value in row.items():
+            if column == "epoch" or value is None:
+                continue
+            start, _, quantity = column.partition("_")
+            tag = {"train": f"{quantity}/train", "eval": f"{quantity}/{self.split}"}
+            self.writer.add_scalar(tag.get(start, f"run/{column}"), value, row["epoch"])
+        self.writer.flush()
+
+    def close(self, figures: Iterable[Path] = ()) -> None:
+        """Add these PNG files, and end."""
+        for path in figures:
+            pixels = image.imread(path, format="png")[..., :3]
+            self.writer.add_image(path.stem, pixels, dataformats="HWC")
+        self.writer.close()
