@@ -69,15 +69,19 @@ class Candidate:
 # average of the weights, and no more augmentation than so little training can use.
 BUDGET = {"ema_decay": 0.98, "cutout": 0, "mixup": 0.0}
 
-# Without one of the five operations, which the config's switch replaces; the sizes keep the number
+# Without one of the six operations, which the config's switch replaces; the sizes keep the number
 # of parameters within 5 %.
 ABLATION = {
     "full": Candidate(),
-    "no_separable": Candidate({"separable": False, "hidden": (16, 14)}),
+    "no_separable": Candidate({"separable": False, "hidden": (16, 20)}),
     "no_dilated": Candidate({"dilated": False}),
     "no_transposed": Candidate({"transposed": False}),
-    "no_unshuffle": Candidate({"unshuffle": False, "depths": (3, 3, 2, 2)}),
+    "no_unshuffle": Candidate({"unshuffle": False, "depths": (8, 2, 2, 2)}),
     "no_attention": Candidate({"attention": False}),
+    "no_mirror": Candidate(
+        {"mirror": False, "widths": (32, 64), "hidden": (48, 64), "depths": (4, 2, 2, 2)},
+        {"flip": "alternating"},
+    ),
 }
 IN_WORDS = {  # as the figure names them
     "full": "all five operations",
@@ -89,11 +93,15 @@ IN_WORDS = {  # as the figure names them
 }
 CANDIDATES = {
     **ABLATION,
-    "1_block_at_32x32": Candidate({"depths": (1, 4, 2, 2)}),
-    "4_blocks_at_32x32": Candidate({"depths": (4, 3, 2, 1)}),
-    "80_channels": Candidate({"widths": (48, 80), "hidden": (96, 80), "depths": (2, 1, 1, 1)}),
-    "48_channels": Candidate({"widths": (32, 48), "hidden": (64, 144), "depths": (2, 2, 1, 1)}),
-    "more_dilation": Candidate({"depths": (2, 2, 2, 3)}),
+    "2_blocks_at_32x32": Candidate({"depths": (2, 3, 2, 2)}),
+    "7_blocks_at_32x32": Candidate({"depths": (7, 2, 2, 2)}),
+    "96_hidden_at_32x32": Candidate({"hidden": (96, 96)}),
+    "64_channels": Candidate({"widths": (32, 64), "hidden": (64, 128), "depths": (5, 3, 2, 2)}),
+    "112_channels": Candidate({"widths": (48, 112), "hidden": (64, 112), "depths": (4, 1, 1, 1)}),
+    "before_mirrors": Candidate(
+        {"mirror": False, "widths": (32, 64), "hidden": (64, 64), "depths": (2, 3, 2, 2)},
+        {"flip": "alternating"},
+    ),
     "sgd": Candidate(recipe={"optimizer": "sgd", "learning_rate": 0.2}),
     "adamw": Candidate(recipe={"optimizer": "adamw", "learning_rate": 0.01, "weight_decay": 0.05}),
     "rate_0.05": Candidate(recipe={"learning_rate": 0.05}),
@@ -103,6 +111,7 @@ CANDIDATES = {
     "muon_decay_0.1": Candidate(recipe={"muon_weight_decay": 0.1}),
     "random_flip": Candidate(recipe={"flip": "random"}),
     "mixup": Candidate(recipe={"mixup": 0.4}),
+    "cutout": Candidate(recipe={"cutout": 8}),
 }
 
 

@@ -58,6 +58,7 @@ def test_the_reference_shows_whole_normalised_images_and_changes_its_optimizer()
     assert rates == {0: (0.01, 0.9), 25: (0.001, 0.7), 40: (0.0001, 0.9)}
 
 
+@pytest.mark.slow
 def test_throughput_reports_rates_ratios_and_shares(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(common, "WARM_UP", 1)
     conditions = throughput.Conditions(noise(24), tmp_path, CPU, repetitions=1, quick=True)
@@ -181,6 +182,7 @@ def test_scaling_measures_and_draws_every_quantity(tmp_path, monkeypatch):
     assert (tmp_path / "scaling.png").exists()
 
 
+@pytest.mark.slow
 def test_a_benchmark_runs_as_a_file_and_says_what_is_wrong_in_one_line(tmp_path):
     command = [sys.executable, "benchmarks/time_to_accuracy.py", "--data-dir", str(tmp_path)]
     result = subprocess.run(command, cwd=common.ROOT, capture_output=True, text=True)

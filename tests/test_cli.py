@@ -172,6 +172,7 @@ def test_the_moving_average_is_saved_and_scored(run):
     assert metrics.loss == pytest.approx(float(row["eval_loss"]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_weights(run, program, tmp_path, monkeypatch):
     """Bit for bit. The first of its two processes dies in the middle of the second epoch."""
 
@@ -219,6 +220,7 @@ def test_a_resumed_run_ends_with_the_same_weights(run, program, tmp_path, monkey
     assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
 
 
+@pytest.mark.slow
 def test_a_compiled_network_trains_the_same_weights(run, program, tmp_path, monkeypatch):
     """Through the compiler's tracing; its code generation needs a C++ compiler and a minute."""
     compiled = []
@@ -237,6 +239,7 @@ def test_a_compiled_network_trains_the_same_weights(run, program, tmp_path, monk
     )
 
 
+@pytest.mark.slow
 def test_a_run_without_evaluation_trains_on_everything(program, tmp_path):
     arguments = [*SMALL, "--epochs", "1", "--eval-split", "none", "--output", tmp_path / "run"]
     status, out, err = program("train.py", *arguments)
@@ -276,6 +279,7 @@ def test_a_lost_loss_ends_the_run_in_one_line(refused, tmp_path):
 # -------------------------------------------------------------------------------------- test.py
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_last_epoch(run, tmp_path):
     """By a process of its own in another working directory."""
     checkpoint = shutil.copy(run / "weights.pt", tmp_path / "some.pt")
@@ -350,6 +354,7 @@ def test_train_refuses_a_flag(refused, tmp_path, arguments, said):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_refusal_is_one_line_of_a_process(tmp_path):
     """What the interpreter itself would add, such as a traceback, would show here."""
     command = [sys.executable, str(ROOT / "train.py"), "--data", "sample", "--epochs", "0"]

@@ -378,6 +378,7 @@ def process_of_rank(rank, parent):
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes as Linux does")
 @pytest.mark.parametrize("rank", [1, 0])
 def test_a_process_that_dies_ends_the_job(rank, tmp_path, program):
@@ -415,6 +416,7 @@ def test_a_process_that_dies_ends_the_job(rank, tmp_path, program):
     assert status == 0 and "Epoch 1/1" in out and (output / "weights.pt").exists()
 
 
+@pytest.mark.slow
 def test_two_machines_train_together(tmp_path):
     """As far as one machine can show it: two torchruns, each with its own process."""
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -231,6 +231,7 @@ def test_mixed_precision_trains_float32_weights():
     assert metrics.loss == pytest.approx(train_epoch(network(), batches(16, 8)).loss, rel=0.02)
 
 
+@pytest.mark.slow
 def test_default_network_learns_64_images_by_heart():
     torch.manual_seed(0)
     sample = data.load("sample", data.DEFAULT_DIRECTORY, "val")

@@ -90,6 +90,7 @@ def test_a_network_without_attention_has_no_gates(images):
     assert explain.attention_gates(models.build("baseline"), images) == {}
 
 
+@pytest.mark.slow
 def test_test_py_draws_what_the_network_looks_at(weights, program, refused, tmp_path):
     arguments = ["--checkpoint", weights, "--output", tmp_path, "--device", "cpu", "--explain"]
     status, _, err = program("test.py", *arguments, 2)

@@ -12,7 +12,10 @@ import utils
 from models import ModelError, blocks, mirror
 
 # A network that changes on purpose changes its line here.
-PARAMETERS = {"under100k": 92_662, "baseline": 112_966}
+PARAMETERS = {
+    "under100k": 92_662,
+    "baseline": 112_966,
+}
 LIMIT = 100_000
 
 # What each switch of the default network's config leaves out, as a question to a module.
@@ -98,7 +101,7 @@ def uses_of(model, switch):
 
 
 def test_names_with_the_default_first():
-    assert models.names() == ("under100k", "baseline")
+    assert models.names() == tuple(PARAMETERS)
 
 
 @pytest.mark.parametrize("name", models.names())
@@ -119,7 +122,7 @@ def test_config_dict_holds_what_was_chosen():
 @pytest.mark.parametrize(
     "name, config, said",
     [
-        ("resnet", {}, "choose one of under100k, baseline"),
+        ("resnet", {}, f"choose one of {', '.join(PARAMETERS)}"),
         ("baseline", {"attention": False}, "attention"),
         ("under100k", {"colour": 1, "attention": False}, "colour"),
     ],

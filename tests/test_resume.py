@@ -422,6 +422,7 @@ for script, *flags in (
 """
 
 
+@pytest.mark.slow
 def test_on_another_machine(tmp_path):
     """A read-only checkout whose path has spaces and other letters, another working directory, no
     terminal, a locale without those letters, and warnings that are errors."""

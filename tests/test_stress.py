@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from stress import mutants
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,11 +20,13 @@ def tool(name, *flags):
     return process.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_kills_at_any_moment():
     line = tool("kill", "--kills", 4, "--images", 200, "--batch-size", 50)
     assert line.startswith("4 kills survived of 4")
 
 
+@pytest.mark.slow
 def test_mutants_of_every_file():
     line = tool("fuzz", "--mutants", 200)
     assert line.startswith("200 of 200 mutants refused or right")
