@@ -84,12 +84,13 @@ ABLATION = {
     ),
 }
 IN_WORDS = {  # as the figure names them
-    "full": "all five operations",
+    "full": "the whole network",
     "no_separable": "ordinary 3x3 instead of depthwise-separable convolutions",
     "no_dilated": "no dilation",
     "no_transposed": "1x1 and repeated pixels instead of the transposed convolution",
     "no_unshuffle": "max pooling instead of pixel unshuffle",
     "no_attention": "no channel attention",
+    "no_mirror": "no mirrors",
 }
 CANDIDATES = {
     **ABLATION,
@@ -215,8 +216,10 @@ def draw_ablation(table: Path, figure: Path) -> None:
     for name in ABLATION:
         found = [r for r in rows if r["candidate"] == name and int(r["epochs"]) == epochs]
         if found:
-            label = f"{IN_WORDS[name]}\n{int(found[0]['parameters']):,} parameters"
-            accuracies[label] = {int(row["seed"]): float(row["val_accuracy"]) for row in found}
+            size = found[-1]["parameters"]  # older rows may be of an older network
+            label = f"{IN_WORDS[name]}\n{int(size):,} parameters"
+            same = [row for row in found if row["parameters"] == size]
+            accuracies[label] = {int(row["seed"]): float(row["val_accuracy"]) for row in same}
     title = f"Without each operation: {epochs} epochs, validation split"
     plots.ablation(accuracies, figure, title=title)
 
