@@ -145,7 +145,12 @@ def accumulate(parameter: Tensor, gradient: Tensor) -> None:
     """As the engine does: the first gradient is taken as it is where it has the parameter's
     layout, and else copied into it."""
     assert parameter.grad is None, "a step starts without gradients"
-    if gradient.stride() != parameter.stride():
+    if any(
+        size > 1 and one != other
+        for size, one, other in zip(
+            parameter.shape, gradient.stride(), parameter.stride(), strict=True
+        )
+    ):
         gradient = torch.empty_like(parameter).copy_(gradient)
     parameter.grad = gradient.detach()
 

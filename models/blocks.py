@@ -15,7 +15,6 @@ from models.mirror import (
     TiedModule,
     even_and_odd,
     flipped,
-    merge_halves,
     repeated,
     swapped,
 )
@@ -33,16 +32,21 @@ def batch_norm(channels: int, *, mirror: bool = False, zero: bool = False) -> nn
     return norm
 
 
-def global_average(x: Tensor) -> Tensor:
-    """(N, C, H, W) -> the mean of each channel, (N, C).
+def global_average(x: Tensor, parts: int = 1) -> Tensor:
+    """(N, C, H, W) -> the mean of each channel, (N, C); with `parts` the mean of so many equal
+    parts of the channels, (N, C / parts).
 
-    As a product with a row of H * W equal weights: on channels_last tensors in half precision
-    several times faster on a CPU than a mean, forwards and backwards, and summed in float32 within.
+    On a CPU as a product with a row of H * W equal weights: on channels_last tensors in half
+    precision several times faster than a mean, forwards and backwards, and summed in float32
+    within. Elsewhere a mean is one operation.
     """
     with torch.autocast(x.device.type, enabled=False):
         pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # (N, H * W, C)
+        if x.device.type != "cpu":
+            return pixels.unflatten(2, (parts, -1)).mean((1, 2))
         count = pixels.shape[1]
-        return (pixels.new_full((1, count), 1 / count) @ pixels).squeeze(1)
+        averages = (pixels.new_full((1, count), 1 / count) @ pixels).squeeze(1)
+        return averages.unflatten(1, (parts, -1)).mean(1) if parts > 1 else averages
 
 
 def phases(x: Tensor, dilation: int) -> Tensor:
@@ -185,22 +189,29 @@ class EfficientChannelAttention(nn.Module):
         self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
         self.mirror = mirror
 
+    def _gate(self, x: Tensor, step: int) -> Tensor:
+        """As `gate`; with `mirror` of the first half of the channels, (N, C / 2, 1, 1)."""
+        averages = global_average(x, 2 if self.mirror else 1)
+        if step > 1:
+            averages = averages.unflatten(0, (-1, step**2)).mean(1)
+        # A few thousand numbers: float32 costs nothing, and half precision is slow here on a CPU.
+        with torch.autocast(x.device.type, enabled=False):
+            gate = self.conv(averages[:, None].to(self.conv.weight.dtype)).sigmoid()
+        gate = gate.to(x.dtype).squeeze(1)[:, :, None, None]
+        return gate.repeat_interleave(step**2, 0) if step > 1 else gate
+
     def gate(self, x: Tensor, step: int = 1) -> Tensor:
         """(N, C, H, W) -> the scale of each channel, (N, C, 1, 1), between 0 and 1.
 
         Of an image in `phases(..., step)`, all have the same.
         """
-        averages = global_average(x).unflatten(0, (-1, step**2)).mean(1)
-        if self.mirror:
-            averages = merge_halves(averages)
-        # A few thousand numbers: float32 costs nothing, and half precision is slow here on a CPU.
-        with torch.autocast(x.device.type, enabled=False):
-            gate = self.conv(averages[:, None].to(self.conv.weight.dtype)).sigmoid()
-        gate = gate.to(x.dtype)[:, 0].repeat(1, 2 if self.mirror else 1)
-        return gate[:, :, None, None].repeat_interleave(step**2, 0)
+        return self._gate(x, step).repeat(1, 2 if self.mirror else 1, 1, 1)
 
     def forward(self, x: Tensor, step: int = 1) -> Tensor:
-        return x * self.gate(x, step)
+        gate = self._gate(x, step)
+        if not self.mirror:
+            return x * gate
+        return (x.unflatten(1, (2, -1)) * gate[:, None]).flatten(1, 2)
 
 
 class ResidualBlock(nn.Module):

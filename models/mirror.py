@@ -7,10 +7,9 @@ the halves then gives an image and its mirror image the same logits (Cohen & Wel
 equivariant convolutions, arXiv:1602.07576, for the group of a mirror alone).
 
 A `TiedModule` learns halves under the names of ordinary parameters; `tied(name)` is the whole
-tensor. `put_together` makes those of a whole network at once, all of one shape in one operation.
+tensor. `TiedTensors` makes those of a whole network at once.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -37,6 +36,12 @@ def swapped(half: Tensor) -> Tensor:
     return torch.cat([half, half.flip(-1).roll(half.shape[2] // 2, 2)], 1)
 
 
+def blocks(parts: Tensor) -> Tensor:
+    """(L, 2, C' / 2, C / 2) -> (L, C', C): of A and B the matrix [[A, B], [B, A]]."""
+    a, b = parts.unbind(1)
+    return torch.cat([torch.cat([a, b], 2), torch.cat([b, a], 2)], 1)
+
+
 def even_and_odd(halves: Tensor) -> Tensor:
     """(L, 2, C' / 2, C / 2) -> (L, C', C): the matrix [[A, B], [B, A]] of a pointwise layer.
 
@@ -44,9 +49,8 @@ def even_and_odd(halves: Tensor) -> Tensor:
     and differences of the halves the matrix is these two, side by side on its diagonal: so an
     orthogonal step on each is one on the whole (see Muon in training/optimizer.py).
     """
-    even, odd = halves.unbind(1)
-    a, b = (even + odd) / 2, (even - odd) / 2
-    return torch.cat([torch.cat([a, b], 2), torch.cat([b, a], 2)], 1)
+    even, odd = (halves / 2).unbind(1)
+    return blocks(torch.stack([even + odd, even - odd], 1))
 
 
 class TiedModule(nn.Module):
@@ -55,7 +59,7 @@ class TiedModule(nn.Module):
     def __init__(self, *arguments: object, **keywords: object) -> None:
         super().__init__(*arguments, **keywords)
         self.ties: dict[str, Tie] = {}
-        self.whole: dict[str, Tensor] = {}  # filled by put_together, for one forward pass
+        self.whole: dict[str, Tensor] = {}  # filled by TiedTensors, for one forward pass
 
     def tie(self, name: str, learned: Tensor, tie: Tie) -> None:
         """Make `learned` the parameter `name`, of which `tie` makes the whole tensor."""
@@ -70,30 +74,84 @@ class TiedModule(nn.Module):
         return self.ties[name](learned[None])[0] if name in self.ties else learned
 
 
-@contextmanager
-def put_together(network: nn.Module) -> Iterator[None]:
-    """For a forward pass, make the tied tensors of a network: all of one shape in one operation.
+class TiedTensors(nn.Module):
+    """Makes the tied tensors of a whole network in a few operations, for one forward pass.
 
-    On a GPU each small operation costs as much as a convolution. With mixed precision kernels are
-    cast with them.
+    On a GPU each small operation costs as much as a convolution. A tie only puts numbers into
+    places, after the sums and differences of `even_and_odd`. So the learned numbers of all layers
+    go into one row, and an index, made once, says which of them each place of the whole takes.
     """
-    modules = [module for module in network.modules() if isinstance(module, TiedModule)]
-    groups = defaultdict(list)
-    for module in modules:
-        for name, tie in module.ties.items():
-            groups[tie, getattr(module, name).shape].append((module, name))
-    try:
-        for (tie, shape), members in groups.items():
-            whole = tie(torch.stack([getattr(module, name) for module, name in members]))
-            device = whole.device.type
-            if len(shape) > 1 and torch.is_autocast_enabled(device):
-                whole = whole.to(torch.get_autocast_dtype(device))
-            for (module, name), tensor in zip(members, whole.unbind(), strict=True):
-                module.whole[name] = tensor
-        yield
-    finally:
-        for module in modules:
-            module.whole.clear()
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        modules = [module for module in network.modules() if isinstance(module, TiedModule)]
+        members = [(module, name) for module in modules for name in module.ties]
+        self.norms = [module for module in modules if isinstance(module, nn.BatchNorm2d)]
+        # Norms last: mixed precision casts kernels and biases of convolutions, and no others.
+        self.members = sorted(members, key=lambda member: isinstance(member[0], nn.BatchNorm2d))
+        if members:
+            self._index()
+
+    def _index(self) -> None:
+        """Say where the numbers go. `order` puts the even parts first, then the odd ones, then all
+        other numbers; of what sums and differences make of these, `places` makes the wholes, as
+        they lie in memory: kernels in channels_last."""
+        learned = [getattr(module, name) for module, name in self.members]
+        ties = [module.ties[name] for module, name in self.members]
+        count = sum(p.numel() for p in learned)
+        numbers = torch.arange(count, device="cpu")  # no checkpoint fills it where all is "meta"
+        rows = numbers.split([p.numel() for p in learned])
+        parts = [row.view(p.shape) for row, p in zip(rows, learned, strict=True)]
+        of_pairs = [tie is even_and_odd for tie in ties]
+        pairs = [part for part, is_pair in zip(parts, of_pairs, strict=True) if is_pair]
+        others = [part for part, is_pair in zip(parts, of_pairs, strict=True) if not is_pair]
+        ordered = [pair[i].flatten() for i in (0, 1) for pair in pairs]
+        self.paired = sum(map(len, ordered))
+        order = torch.cat([*ordered, *(part.flatten() for part in others)])
+        position = torch.empty_like(order).scatter(0, order, numbers)
+        wholes = []
+        for part, tie, is_pair in zip(parts, ties, of_pairs, strict=True):
+            whole = (blocks if is_pair else tie)(position[part][None])[0]
+            wholes.append(whole.permute(0, 2, 3, 1) if whole.ndim == 4 else whole)
+        self.shapes = [whole.shape for whole in wholes]
+        sizes = [whole.numel() for whole in wholes]
+        norms = [isinstance(module, nn.BatchNorm2d) for module, _ in self.members].count(True)
+        self.kernels = sizes[: len(sizes) - norms]
+        self.scales = sizes[len(sizes) - norms :]
+        self.register_buffer("order", order, persistent=False)
+        places = torch.cat([whole.flatten() for whole in wholes])
+        self.register_buffer("places", places, persistent=False)
+
+    def _wholes(self) -> list[Tensor]:
+        """The whole tensor of each member."""
+        row = torch.cat([getattr(module, name).flatten() for module, name in self.members])
+        row = row.index_select(0, self.order)
+        pairs, others = row.split([self.paired, len(row) - self.paired])
+        even, odd = (pairs / 2).chunk(2)
+        row = torch.cat([even + odd, even - odd, others]).index_select(0, self.places)
+        kernels, scales = row.split([sum(self.kernels), sum(self.scales)])
+        if torch.is_autocast_enabled(row.device.type):
+            kernels = kernels.to(torch.get_autocast_dtype(row.device.type))
+        pieces = [*kernels.split(self.kernels), *scales.split(self.scales)]
+        wholes = [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
+        return [whole.permute(0, 3, 1, 2) if whole.ndim == 4 else whole for whole in wholes]
+
+    @contextmanager
+    def put_together(self) -> Iterator[None]:
+        """For a forward pass, every member's `tied` is ready, and in training BatchNorm's batches
+        are counted, all in one operation."""
+        if not self.members:
+            yield
+            return
+        if self.training:
+            torch._foreach_add_([norm.num_batches_tracked for norm in self.norms], 1)
+        for (module, name), whole in zip(self.members, self._wholes(), strict=True):
+            module.whole[name] = whole
+        try:
+            yield
+        finally:
+            for module, _ in self.members:
+                module.whole.clear()
 
 
 def merge_halves(x: Tensor) -> Tensor:
@@ -105,7 +163,7 @@ class MirrorBatchNorm2d(TiedModule, nn.BatchNorm2d):
     """BatchNorm with one scale and one shift for both halves of the channels.
 
     Statistics are kept for each half in training. Evaluation takes their mean, so that the network
-    is then symmetric exactly.
+    is then symmetric exactly. Batches are counted by TiedTensors.
     """
 
     def __init__(self, channels: int) -> None:
@@ -117,9 +175,7 @@ class MirrorBatchNorm2d(TiedModule, nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.tied("weight"), self.tied("bias")
         mean, variance = self.running_mean, self.running_var
-        if self.training:
-            self.num_batches_tracked.add_(1)
-        else:
+        if not self.training:
             mean, variance = (merge_halves(s[None])[0].repeat(2) for s in (mean, variance))
         return nn.functional.batch_norm(
             x, mean, variance, weight, bias, self.training, self.momentum, self.eps

@@ -20,7 +20,7 @@ from models.blocks import (
     batch_norm,
     global_average,
 )
-from models.mirror import merge_halves, put_together
+from models.mirror import TiedTensors
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ class Under100k(nn.Module):
         self.wide = self._stage(1, config.depths[2], dilation=2)
         self.widest = self._stage(1, config.depths[3], dilation=4)
         self.fc = nn.Linear(coarse // 2 if config.mirror else coarse, 10)
+        self.tied_tensors = TiedTensors(self)
 
     def _stage(self, scale: int, depth: int, dilation: int = 1) -> Stage:
         config = self.config
@@ -115,10 +116,9 @@ class Under100k(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, 3, 32, 32) -> (N, 96, 16, 16)."""
-        with put_together(self):
+        with self.tied_tensors.put_together():
             x = self.near(self.down(self.fine(self.stem(x))))
             return self.widest(self.wide(self.hourglass(x)))
 
     def forward(self, x: Tensor) -> Tensor:
-        averages = global_average(self.forward_features(x))
-        return self.fc(merge_halves(averages) if self.config.mirror else averages)
+        return self.fc(global_average(self.forward_features(x), 2 if self.config.mirror else 1))

@@ -13,7 +13,7 @@ from training import engine
 from training.recipe import RECIPES
 from training.settings import Settings
 
-BATCH = 16
+BATCH = 20  # no number of channels
 PRECISIONS = list(utils.PRECISIONS)
 LAUNCHES = {"bf16": 630, "fp16": 640, "fp32": 630}
 

@@ -114,19 +114,34 @@ def test_put_together_gives_the_same_tensors_and_gradients_and_forgets_them():
     assert not any(m.whole for m in together.modules() if isinstance(m, mirror.TiedModule))
 
 
-def test_all_tensors_of_one_shape_come_of_one_operation(monkeypatch):
+def test_put_together_is_as_many_operations_whatever_the_number_of_layers():
     """Launches are what a GPU waits for."""
-    network = models.build("under100k")
-    tied = [
-        (tie, getattr(module, name).shape)
-        for module in network.modules()
-        if isinstance(module, mirror.TiedModule)
-        for name, tie in module.ties.items()
-    ]
-    stacks = []
-    stack = torch.stack
-    monkeypatch.setattr(torch, "stack", lambda tensors: stacks.append(tensors) or stack(tensors))
-    with mirror.put_together(network):
+
+    def operations(depths):
+        network = models.build("under100k", depths=depths).train()
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=activities) as profiler:
+            with network.tied_tensors.put_together():
+                pass
+        launched = {"cat", "index_select", "div", "add", "sub", "_foreach_add_", "flip", "stack"}
+        counts = {
+            event.key.removeprefix("aten::"): event.count for event in profiler.key_averages()
+        }
+        return sum(counts.get(name, 0) for name in launched)
+
+    assert operations((1, 1, 1, 1)) == operations((5, 2, 2, 2)) <= 10
+
+
+def test_tensors_put_together_are_kernels_in_channels_last_and_the_precision_of_autocast():
+    network = models.build("under100k").train()
+    counted = network.stem[1].num_batches_tracked
+    with torch.autocast("cpu", torch.bfloat16), network.tied_tensors.put_together():
+        assert network.stem[0].tied("weight").is_contiguous(memory_format=torch.channels_last)
+        convolution = network.fine[0].convolution
+        for layer, name in ((convolution.dwconv, "weight"), (convolution.pwconv, "bias")):
+            assert layer.tied(name).dtype == torch.bfloat16
+        assert convolution.norm.tied("weight").dtype == torch.float32
+    assert counted == 1
+    with network.eval().tied_tensors.put_together():
         pass
-    assert len(stacks) == len(set(tied)) < len(tied) / 4
-    assert sum(map(len, stacks)) == len(tied)
+    assert counted == 1 and network.near[0].norm.num_batches_tracked == 1

@@ -25,8 +25,9 @@ class WeightAverage:
         self.decay = decay
         self.steps = 0
         self.module = copy.deepcopy(model).requires_grad_(False)
-        pairs = [*zip(self.module.parameters(), model.parameters(), strict=True)]
-        pairs += zip(self.module.buffers(), model.buffers(), strict=True)
+        # What a checkpoint holds; the state's tensors share the memory of the networks' own.
+        states = (self.module.state_dict(), model.state_dict())
+        pairs = [*zip(*(state.values() for state in states), strict=True)]
         self._averages = [pair for pair in pairs if pair[0].is_floating_point()]
         self._counters = [pair for pair in pairs if not pair[0].is_floating_point()]
 

@@ -56,7 +56,7 @@ class RunningMetrics:
         """Add a batch: its mean loss, its logits (N, K) and its labels (N,), or (N, K) where they
         are mixed; then the class with the largest share is the correct one."""
         classes = labels if labels.ndim == 1 else labels.argmax(1)
-        self.loss_sum += loss.detach() * len(labels)
+        self.loss_sum.add_(loss.detach(), alpha=len(labels))
         self.correct += (logits.detach().argmax(1) == classes).sum()
         self.total += len(labels)
 
@@ -141,7 +141,7 @@ def train_epoch(
             loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         if len(labels) == 0:
             loss = logits.sum()  # 0, where a mean over nothing is not a number
-        scaler.scale(weight * loss).backward()
+        scaler.scale(loss if weight == 1 else weight * loss).backward()
         scaler.step(optimizer)
         scaler.update()
         scheduler.step()
