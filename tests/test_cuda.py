@@ -15,7 +15,7 @@ from training.settings import Settings
 
 BATCH = 20  # no number of channels
 PRECISIONS = list(utils.PRECISIONS)
-LAUNCHES = {"bf16": 630, "fp16": 640, "fp32": 630}
+LAUNCHES = {"fp32": 405, "bf16": 430, "fp16": 440}  # as counted; the goal is 350
 
 
 def settings(model, precision, **recipe):
@@ -41,12 +41,12 @@ def test_a_step_never_waits_for_the_device(steps, model, precision):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_default_network_stays_in_channels_last(steps, precision):
-    """All that has the shape of a batch of maps, forwards and backwards."""
+    """All that has the shape of a batch of square maps, forwards and backwards."""
     maps = [
         (part, name, tensor)
         for part, name, tensor in steps["under100k", precision].outputs
         if part in ("forward", "backward") and tensor.ndim == 4 and len(tensor) == BATCH
-        if min(tensor.shape[1:]) > 1
+        if min(tensor.shape[1:]) > 1 and tensor.shape[2] == tensor.shape[3]
     ]
     assert len(maps) > 100
     left = {
