@@ -1,7 +1,9 @@
 """Write a checkpoint's network as ONNX, in fp32 and quantised to int8, and measure both beside it.
 
 Both files take uint8 RGB pixels (batch, 3, 32, 32), of any batch size, and give logits
-(batch, 10): the normalisation is inside. Their metadata name the classes.
+(batch, 10): the normalisation is inside. Their metadata name the classes. With --maps they also say
+how much each pixel of the last features speaks for each class: maps (batch, 10, 16, 16), whose mean
+plus the bias of the class is its logit.
 """
 
 import argparse
@@ -25,28 +27,44 @@ from torch import Tensor, nn
 import data
 import models
 import utils
+from models import explain
+from models.mirror import untied
 from training import checkpoint as checkpoints
 from training import engine
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18
-INPUT, OUTPUT = "pixels", "logits"
+INPUT, OUTPUT, MAPS = "pixels", "logits", "maps"
 BATCH_SIZE = 100
 TOLERANCE = 1e-3  # of the logits, between PyTorch and the same network in ONNX
 ROUNDS, CALLS = 40, 10  # of the measurement of latency
 
 
 class PixelClassifier(nn.Module):
-    """A network with its normalisation: uint8 pixels (N, 3, 32, 32) -> logits (N, K)."""
+    """A network with its normalisation: uint8 pixels (N, 3, 32, 32) -> logits (N, K), and with
+    `maps` also its class activation maps (N, K, H, W)."""
 
-    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        maps: bool = False,
+    ) -> None:
         super().__init__()
         self.network = network
+        self.maps = maps
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.network(data.normalize(pixels, self.mean, self.std, torch.float32))
+    def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        images = data.normalize(pixels, self.mean, self.std, torch.float32)
+        if not self.maps:
+            return self.network(images)
+        features = self.network.forward_features(images)
+        maps = explain.class_activation_maps(self.network.fc, features)
+        return self.network.forward_head(features), maps
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -63,7 +81,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--output",
         type=Path,
         metavar="DIR",
-        help="folder of NAME.onnx and NAME.int8.onnx (that of the checkpoint NAME.pt)",
+        help="folder of NAME.onnx and NAME.int8.onnx (that of the checkpoint NAME)",
     )
     add(
         "--data",
@@ -85,6 +103,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         default=1000,
         help="training images that set the ranges of int8 (1000)",
     )
+    add("--maps", action="store_true", help="also give class activation maps, as a second output")
     return parser.parse_args(argv)
 
 
@@ -110,7 +129,7 @@ def export_onnx(classifier: PixelClassifier, path: Path, metadata: dict[str, str
             dynamo=True,
             opset_version=OPSET,
             input_names=[INPUT],
-            output_names=[OUTPUT],
+            output_names=[OUTPUT, MAPS] if classifier.maps else [OUTPUT],
             dynamic_shapes={INPUT: {0: "batch"}},
             verbose=False,
         )
@@ -251,6 +270,7 @@ def main(argv: list[str] | None = None) -> None:
     checkpoint = checkpoints.load_checkpoint(arguments.checkpoint)
     network = checkpoints.rebuild(models.build, checkpoint, arguments.checkpoint)
     classifier = PixelClassifier(network, **checkpoint["normalization"]).eval()
+    whole = PixelClassifier(untied(network), **checkpoint["normalization"], maps=arguments.maps)
 
     from_sample = checkpoint["data"]["source"] == "sample"
     source = "sample" if arguments.data == "auto" and from_sample else arguments.data
@@ -269,9 +289,13 @@ def main(argv: list[str] | None = None) -> None:
         "input": "uint8 RGB pixels (batch, 3, 32, 32); the normalisation is inside",
         "output": "logits (batch, classes); their softmax is the probabilities",
     }
+    if arguments.maps:
+        bias = network.fc.bias.tolist()
+        metadata["maps"] = "class activation maps; the mean of one plus the bias is the logit"
+        metadata["bias"] = json.dumps(bias)
     with tempfile.TemporaryDirectory() as folder:
         fp32, int8 = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
-        export_onnx(classifier, fp32, metadata)
+        export_onnx(whole.eval(), fp32, metadata)
         quantize(fp32, int8, train.images[chosen], metadata)
         contents = [path.read_bytes() for path in (fp32, int8)]
 
@@ -293,4 +317,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    utils.run_script(main, data.DataError, models.ModelError)
+    utils.run_script(main, data.DataError, models.ModelError, OSError)

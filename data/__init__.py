@@ -4,12 +4,9 @@ from data.augment import (
     FLIPS,
     PADDING_MODES,
     Augmentation,
-    crop,
     cutout,
-    flip,
     mix,
     normalize,
-    pad,
 )
 from data.cifar10 import CLASSES, MEAN, STD, Split, load
 from data.files import DEFAULT_DIRECTORY, SOURCES, SPLITS, DataError, find
@@ -28,12 +25,9 @@ __all__ = [
     "DataError",
     "Loader",
     "Split",
-    "crop",
     "cutout",
     "find",
-    "flip",
     "load",
     "mix",
     "normalize",
-    "pad",
 ]

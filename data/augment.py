@@ -1,7 +1,7 @@
-"""Batched augmentation of CIFAR images: plain functions from a batch to a batch.
+"""Batched augmentation of CIFAR images: plain functions on batches, or on an epoch's coordinates.
 
 What is random about them is passed in, so that each can be held against a slow oracle. `loader.py`
-draws the random numbers of an epoch and composes them.
+draws the random numbers of an epoch and composes them: padding, crop and flip as one gather.
 """
 
 from collections.abc import Sequence
@@ -46,43 +46,20 @@ def _not_one_of(what: str, value: object, choices: Sequence[str]) -> str:
     return f"unknown {what} {value!r}: choose one of {', '.join(choices)}"
 
 
-def pad(images: Tensor, padding: int, mode: str) -> Tensor:
-    """Widen images (N, C, H, W) by `padding` < H, W pixels a side; the result is channels_last.
+def sources(start: Tensor, size: int, mode: str, mirrored: Tensor | None = None) -> Tensor:
+    """Which row (or column) of an image of `size` rows each row of its crop shows: (N, size) int32.
 
-    `mode` "zeros" leaves the border 0; "reflect" mirrors the image there without repeating its
-    edge (PyTorch's own reflection takes no uint8).
+    `start` (N,) is the crop's first row, counted from the image's: -size < start < size. Rows
+    outside the image are mirrored at its edge without repeating it ("reflect"), or -1 for black
+    ("zeros"). Crops whose `mirrored` (N,) bool is set show their rows in reverse.
     """
-    n, c, h, w = images.shape
-    padded = torch.zeros(
-        (n, h + 2 * padding, w + 2 * padding, c), dtype=images.dtype, device=images.device
-    ).permute(0, 3, 1, 2)
-    padded[:, :, padding : padding + h, padding : padding + w] = images
+    steps = torch.arange(size, dtype=torch.int32, device=start.device)
+    places = start.to(torch.int32)[:, None] + steps
+    if mirrored is not None:
+        places = torch.where(mirrored[:, None], places.flip(1), places)
     if mode == "reflect":
-        first, last = padding, padding + h - 1
-        for i in range(1, padding + 1):
-            padded[:, :, first - i] = padded[:, :, first + i]
-            padded[:, :, last + i] = padded[:, :, last - i]
-        first, last = padding, padding + w - 1
-        for i in range(1, padding + 1):
-            padded[:, :, :, first - i] = padded[:, :, :, first + i]
-            padded[:, :, :, last + i] = padded[:, :, :, last - i]
-    return padded
-
-
-def crop(padded: Tensor, top: Tensor, left: Tensor, size: int) -> Tensor:
-    """Cut a square out of each image: (N, C, H, W) -> (N, C, size, size), channels_last.
-
-    `top` and `left` (N,) int64 are the square's first row and column; it must lie within.
-    """
-    # (N, C, H - size + 1, W - size + 1, size, size): a view of every possible square, no copy.
-    squares = padded.unfold(2, size, 1).unfold(3, size, 1)
-    n = torch.arange(len(padded), device=padded.device)
-    return squares[n, :, top, left].contiguous(memory_format=torch.channels_last)
-
-
-def flip(images: Tensor, mask: Tensor) -> Tensor:
-    """Mirror left and right those images (N, C, H, W) whose `mask` (N,) bool is set."""
-    return torch.where(mask.view(-1, 1, 1, 1), images.flip(-1), images)
+        return (size - 1) - ((size - 1) - places.abs()).abs()
+    return torch.where((places < 0) | (places >= size), -1, places)
 
 
 def mix(images: Tensor, others: Tensor, share: Tensor) -> Tensor:
@@ -91,19 +68,18 @@ def mix(images: Tensor, others: Tensor, share: Tensor) -> Tensor:
     return images.lerp(others, share.to(images.dtype).view(-1, *[1] * (images.ndim - 1)))
 
 
-def cutout(images: Tensor, top: Tensor, left: Tensor, size: int) -> Tensor:
-    """Set a square of side `size` to 0 in each image (N, C, H, W) (DeVries & Taylor 2017,
-    https://arxiv.org/abs/1708.04552).
+def within(start: Tensor, length: int, size: int) -> Tensor:
+    """(N, size) bool: which of `size` rows lie among the `length` rows from `start` (N,) on."""
+    places = torch.arange(size, device=start.device) - start[:, None]
+    return (places >= 0) & (places < length)
 
-    `top` and `left` (N,) int64 are its first row and column. It may stick out over any border;
-    the part outside is lost. Of a normalised image 0 is the data set's mean colour.
+
+def cutout(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Set a rectangle to 0 in each image (N, C, H, W) (DeVries & Taylor 2017,
+    https://arxiv.org/abs/1708.04552): where both its row, of `rows` (N, H) bool, and its column, of
+    `columns` (N, W), are set. Of a normalised image 0 is the data set's mean colour.
     """
-    h, w = images.shape[-2:]
-    row = torch.arange(h, device=images.device) - top.view(-1, 1)  # (N, H), 0 at the top of it
-    column = torch.arange(w, device=images.device) - left.view(-1, 1)
-    in_rows = (row >= 0) & (row < size)
-    in_columns = (column >= 0) & (column < size)
-    mask = in_rows.view(-1, 1, h, 1) & in_columns.view(-1, 1, 1, w)
+    mask = rows[:, None, :, None] & columns[:, None, None, :]
     return torch.where(mask, 0, images)  # masked_fill would lose channels_last
 
 

@@ -1,8 +1,8 @@
 """The loader: batches of one split, augmented and normalised on the training device.
 
-The whole split lives on the training device as one uint8 tensor; each batch is cut out of it,
-augmented and normalised there by a handful of tensor operations (`augment.py`). There are no worker
-processes and no per-image Python.
+The whole split lives on the training device as one uint8 tensor; each batch is gathered from it,
+already cropped and flipped, and normalised there by a handful of tensor operations (`augment.py`).
+There are no worker processes and no per-image Python.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,22 +13,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.augment import NO_AUGMENTATION, Augmentation, crop, cutout, flip, mix, normalize, pad
+from data.augment import NO_AUGMENTATION, Augmentation, cutout, mix, sources, within
 from data.cifar10 import CLASSES, Split
 from data.files import DataError
 
 
 @dataclass(frozen=True)
 class _Epoch:
-    """What is drawn for one epoch; each tensor (N,), in the order in which images are shown."""
+    """What is drawn for one epoch, on the device, in the order in which images are shown."""
 
-    index: Tensor  # the image's place in the split
-    crop_top: Tensor
-    crop_left: Tensor
-    flip: Tensor
-    cutout_top: Tensor
-    cutout_left: Tensor
-    share: Tensor  # of the image's partner in mixup
+    index: Tensor  # (N,): the image's place in the split
+    rows: Tensor  # (N, H) int32: the first pixel of the row of the split that each row shows
+    columns: Tensor  # (N, W) int32: what each column adds to that
+    cut_rows: Tensor  # (N, H) bool: those that cutout blanks
+    cut_columns: Tensor  # (N, W) bool
+    share: Tensor  # (N,): of the image's partner in mixup
 
 
 def _generator(stream: int, seed: int, epoch: int) -> torch.Generator:
@@ -69,8 +68,7 @@ class Loader:
     one at most (none is left for some, where the last batch is very short). Batch size, length and
     `images` are those of the whole.
 
-    The split is copied to the device once, already padded when the augmentation crops (an image
-    takes 3 kB, padded by 4 pixels 4.8 kB); `split` itself is not kept.
+    The split is copied to the device once (an image takes 3 kB); `split` itself is not kept.
 
     Raises DataError for a batch size below 1, below the number of processes or above the split's,
     and for a negative seed.
@@ -104,19 +102,27 @@ class Loader:
         self.first_batch = 0
 
         self._size = split.images.shape[-1]
-        self._images = split.images.to(self.device, memory_format=torch.channels_last)
+        self._pixels = self._table(split.images)
         labels = split.labels.to(self.device)
         mixed = self.augmentation.mixup > 0
         self._labels = F.one_hot(labels, len(CLASSES)).float() if mixed else labels
-        # As large as an image and in its memory layout: broadcasting three numbers over
-        # channels_last images would make the innermost loop three elements long.
-        self._mean = self._per_pixel(mean)
-        self._std = self._per_pixel(std)
+        # (pixel / 255 - mean) / std = (pixel - shift) * scale, as in augment.normalize.
+        self._shift = self._per_pixel(255 * torch.tensor(mean, dtype=torch.float32))
+        self._scale = self._per_pixel(1 / (255 * torch.tensor(std, dtype=torch.float32)))
 
-    def _per_pixel(self, channels: Sequence[float]) -> Tensor:
-        values = torch.tensor(channels, dtype=torch.float32, device=self.device).view(1, -1, 1, 1)
-        values = values.expand(1, len(channels), self._size, self._size)
-        return values.contiguous(memory_format=torch.channels_last)
+    def _table(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N * H * W + 1, C) on the device: all pixels, and a black one."""
+        n, channels, height, width = images.shape
+        table = torch.zeros(
+            (n * height * width + 1, channels), dtype=images.dtype, device=self.device
+        )
+        table[:-1].view(n, height, width, channels).copy_(images.permute(0, 2, 3, 1))
+        return table
+
+    def _per_pixel(self, channels: Tensor) -> Tensor:
+        """(C,) -> (1, H, W, C): broadcasting three numbers over images that are channels_last
+        would make the innermost loop three elements long."""
+        return channels.to(self.device).repeat(1, self._size, self._size, 1)
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
         """Choose what iterating shows from now on: `epoch`, without its first `first_batch`
@@ -187,24 +193,47 @@ class Loader:
             coin = first[index] ^ (epoch % 2 == 1)
         share = augmentation.mixup * torch.rand(n, generator=generator)
         drawn = (index, crop_top, crop_left, coin, cutout_top, cutout_left, share)
-        return _Epoch(*(numbers.to(self.device) for numbers in drawn))
+        return self._prepare(*(numbers.to(self.device) for numbers in drawn))
+
+    def _prepare(
+        self,
+        index: Tensor,
+        crop_top: Tensor,
+        crop_left: Tensor,
+        coin: Tensor,
+        cutout_top: Tensor,
+        cutout_left: Tensor,
+        share: Tensor,
+    ) -> _Epoch:
+        """All that does not take the pixels, for the whole epoch at once: on a GPU each operation
+        of a batch costs as much as this."""
+        size, augmentation = self._size, self.augmentation
+        padding, mode = augmentation.crop_padding, augmentation.padding_mode
+        rows = sources(crop_top - padding, size, mode)
+        mirrored = None if augmentation.flip == "none" else coin
+        columns = sources(crop_left - padding, size, mode, mirrored)
+        black = len(self._pixels) - 1  # what is added to it lies past the table, and is clamped
+        first = size * size * index.to(torch.int32)[:, None]
+        return _Epoch(
+            index,
+            torch.where(rows < 0, black, first + size * rows),
+            torch.where(columns < 0, black, columns),
+            within(cutout_top, augmentation.cutout, size),
+            within(cutout_left, augmentation.cutout, size),
+            share,
+        )
 
     def _augmented(self, epoch: _Epoch, part: slice) -> tuple[Tensor, Tensor]:
-        index = epoch.index[part]
-        # index_select copies whole images; plain indexing goes pixel by pixel (20 times slower).
-        images = self._images.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
-        augmentation = self.augmentation
-        if augmentation.crop_padding:
-            # A batch at a time: padded, the whole split would take half as much memory again.
-            images = pad(images, augmentation.crop_padding, augmentation.padding_mode)
-            images = crop(images, epoch.crop_top[part], epoch.crop_left[part], self._size)
-        if augmentation.flip != "none":
-            images = flip(images, epoch.flip[part])
-        images = normalize(images, self._mean, self._std, self.dtype)
-        if augmentation.cutout:
-            top, left = epoch.cutout_top[part], epoch.cutout_left[part]
-            images = cutout(images, top, left, augmentation.cutout)
-        return images, self._labels.index_select(0, index)
+        places = epoch.rows[part, :, None] + epoch.columns[part, None, :]  # (N, H, W)
+        if self.augmentation.crop_padding and self.augmentation.padding_mode == "zeros":
+            places.clamp_(max=len(self._pixels) - 1)
+        # index_select copies whole pixels; plain indexing would go number by number.
+        pixels = self._pixels.index_select(0, places.flatten()).view(*places.shape, -1)
+        pixels = pixels.float().sub_(self._shift).mul_(self._scale).to(self.dtype)
+        images = pixels.permute(0, 3, 1, 2)
+        if self.augmentation.cutout:
+            images = cutout(images, epoch.cut_rows[part], epoch.cut_columns[part])
+        return images, self._labels.index_select(0, epoch.index[part])
 
     def _batch(self, epoch: _Epoch, batch: int) -> tuple[Tensor, Tensor]:
         part = self.part(batch)

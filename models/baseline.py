@@ -73,5 +73,9 @@ class Baseline(nn.Module):
         x = self.pool3(x + self.act5(self.pwconv2(self.grouped(y))))
         return self.act6(self.conv5(x))
 
+    def forward_head(self, features: Tensor) -> Tensor:
+        """(N, 64, 2, 2) -> logits (N, 10)."""
+        return self.fc(self.pool4(features).flatten(1))
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.pool4(self.forward_features(x)).flatten(1))
+        return self.forward_head(self.forward_features(x))

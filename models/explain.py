@@ -1,4 +1,4 @@
-"""What a network looks at: Grad-CAM, and the gates of its channel attention."""
+"""What a network looks at: Grad-CAM, class activation maps, the gates of channel attention."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -58,6 +58,22 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Tensor, *, least_size: i
     weights = gradient.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
     maps = F.relu((weights * last[0]).sum(1)).detach()
     return maps / maps.amax((1, 2), keepdim=True).clamp_min(1e-12)
+
+
+def class_activation_maps(head: nn.Linear, features: Tensor) -> Tensor:
+    """How much each pixel of the features speaks for each class (Zhou et al. 2016,
+    arXiv:1512.04150), for a network whose head is a global average and a linear layer.
+
+    Args:
+        head: the linear layer (C, K).
+        features: (N, C, H, W), or (N, 2 C, H, W) where the head takes the mean of their halves.
+
+    Returns:
+        maps (N, K, H, W). The mean of a class's map and the head's bias are its logit.
+    """
+    copies = features.shape[1] // head.in_features
+    kernel = head.weight.repeat(1, copies) / copies
+    return F.conv2d(features, kernel[:, :, None, None])
 
 
 @torch.inference_mode()

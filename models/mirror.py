@@ -10,6 +10,7 @@ A `TiedModule` learns halves under the names of ordinary parameters; `tied(name)
 tensor. `TiedTensors` makes those of a whole network at once.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -180,3 +181,30 @@ class MirrorBatchNorm2d(TiedModule, nn.BatchNorm2d):
         return nn.functional.batch_norm(
             x, mean, variance, weight, bias, self.training, self.momentum, self.eps
         )
+
+    def whole_norm(self) -> nn.BatchNorm2d:
+        """The ordinary BatchNorm that computes the same in evaluation."""
+        norm = nn.BatchNorm2d(self.num_features, self.eps, self.momentum)
+        norm.weight.copy_(self.tied("weight"))
+        norm.bias.copy_(self.tied("bias"))
+        norm.running_mean.copy_(merge_halves(self.running_mean[None])[0].repeat(2))
+        norm.running_var.copy_(merge_halves(self.running_var[None])[0].repeat(2))
+        return norm
+
+
+@torch.no_grad()
+def untied(network: nn.Module) -> nn.Module:
+    """A copy of the network for evaluation that computes the same and holds whole tensors: there is
+    nothing left to put together, and ordinary norms can be folded into the layers before them."""
+    network = copy.deepcopy(network).eval()
+    for module in network.modules():
+        for name, child in module.named_children():
+            if isinstance(child, MirrorBatchNorm2d):
+                setattr(module, name, child.whole_norm().eval())
+        if isinstance(module, TiedModule):
+            for name in module.ties:
+                setattr(module, name, nn.Parameter(module.tied(name).clone()))
+            module.ties = {}
+        if isinstance(module, TiedTensors):
+            module.members = []
+    return network

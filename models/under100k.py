@@ -120,5 +120,9 @@ class Under100k(nn.Module):
             x = self.near(self.down(self.fine(self.stem(x))))
             return self.widest(self.wide(self.hourglass(x)))
 
+    def forward_head(self, features: Tensor) -> Tensor:
+        """(N, 96, 16, 16) -> logits (N, 10)."""
+        return self.fc(global_average(features, 2 if self.config.mirror else 1))
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(global_average(self.forward_features(x), 2 if self.config.mirror else 1))
+        return self.forward_head(self.forward_features(x))

@@ -8,41 +8,25 @@ import torch
 from fakes import error_of, is_channels_last, random_images
 
 import data
-from data import Augmentation
+from data import Augmentation, augment
 
 
 @pytest.mark.parametrize("mode, numpy_mode", [("reflect", "reflect"), ("zeros", "constant")])
 @pytest.mark.parametrize("padding", [0, 1, 4, 31])
-def test_pad_against_numpy(mode, numpy_mode, padding):
-    images = random_images(3)
-    padded = data.pad(images, padding, mode)
-    width = ((0, 0), (0, 0), (padding, padding), (padding, padding))
-    assert np.array_equal(padded.numpy(), np.pad(images.numpy(), width, mode=numpy_mode))
-    assert is_channels_last(padded)
-
-
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_crop_against_slicing(channels_last):
-    padded = random_images(81, 40, channels_last=channels_last)
-    top, left = torch.arange(81) // 9, torch.arange(81) % 9  # every offset once
-    cropped = data.crop(padded, top, left, 32)
-    for i in range(81):
-        y, x = int(top[i]), int(left[i])
-        assert torch.equal(cropped[i], padded[i, :, y : y + 32, x : x + 32])
-    assert is_channels_last(cropped) and cropped.dtype == torch.uint8
-
-
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_flip_against_reversed_rows(channels_last):
-    images = random_images(16, channels_last=channels_last)
-    before = images.clone()
-    mask = torch.arange(16) % 3 == 0
-    flipped = data.flip(images, mask)
-    for i in range(16):
-        expected = images[i].numpy()[:, :, ::-1] if i % 3 == 0 else images[i].numpy()
-        assert np.array_equal(flipped[i].numpy(), expected)
-    assert torch.equal(images, before)
-    assert is_channels_last(flipped) == channels_last
+def test_sources_against_numpy(mode, numpy_mode, padding):
+    """Every crop of a padded row of 32 pixels, as it is and in reverse."""
+    pixels = np.arange(1, 33)  # 0 is black
+    padded = np.pad(pixels, padding, mode=numpy_mode)
+    starts = torch.arange(2 * padding + 1) - padding
+    places = augment.sources(starts, 32, mode, starts < 9)
+    assert places.shape == (2 * padding + 1, 32) and places.dtype == torch.int32
+    for i, (start, place) in enumerate(zip(starts.tolist(), places.numpy(), strict=True)):
+        expected = padded[i : i + 32]
+        shown = np.where(place < 0, 0, pixels[place])
+        assert np.array_equal(shown, expected[::-1] if start < 9 else expected)
+    straight = augment.sources(starts, 32, mode)
+    reverse = augment.sources(starts, 32, mode, torch.ones_like(starts, dtype=torch.bool))
+    assert torch.equal(straight, reverse.flip(1))
 
 
 def test_mix_by_hand():
@@ -58,7 +42,8 @@ def test_cutout_against_slicing(size):
     generator = torch.Generator().manual_seed(size)
     top = torch.randint(-size, 33, (64,), generator=generator)  # some hang over, some are outside
     left = torch.randint(-size, 33, (64,), generator=generator)
-    blanked = data.cutout(images, top, left, size)
+    rows, columns = (augment.within(start, size, 32) for start in (top, left))
+    blanked = data.cutout(images, rows, columns)
     for i in range(64):
         y, x = int(top[i]), int(left[i])
         expected = images[i].clone()

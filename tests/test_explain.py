@@ -111,3 +111,15 @@ def test_modules_are_named_in_words():
         ("fc", "fc"),
     ):
         assert explain.in_words(model, name) == words
+
+
+@pytest.mark.parametrize("config", [{}, {"mirror": False}])
+def test_class_activation_maps_have_the_logits_as_their_means(config):
+    torch.manual_seed(0)
+    network = models.build("under100k", **config).eval()
+    with torch.no_grad():
+        features = network.forward_features(torch.randn(3, 3, 32, 32))
+        maps = explain.class_activation_maps(network.fc, features)
+        logits = maps.mean((2, 3)) + network.fc.bias
+        torch.testing.assert_close(logits, network.forward_head(features), atol=1e-4, rtol=0)
+    assert maps.shape == (3, 10, 16, 16)

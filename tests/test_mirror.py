@@ -145,3 +145,17 @@ def test_tensors_put_together_are_kernels_in_channels_last_and_the_precision_of_
     with network.eval().tied_tensors.put_together():
         pass
     assert counted == 1 and network.near[0].norm.num_batches_tracked == 1
+
+
+def test_an_untied_network_computes_the_same_with_ordinary_norms():
+    torch.manual_seed(0)
+    network = exercise(models.build("under100k"))
+    whole = mirror.untied(network)
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(whole(x), network(x))
+    assert not any(
+        module.ties for module in whole.modules() if isinstance(module, mirror.TiedModule)
+    )
+    assert not any(isinstance(module, mirror.MirrorBatchNorm2d) for module in whole.modules())
+    assert any(isinstance(module, mirror.MirrorBatchNorm2d) for module in network.modules())
