@@ -228,7 +228,7 @@ class Loader:
         if self.augmentation.crop_padding and self.augmentation.padding_mode == "zeros":
             places.clamp_(max=len(self._pixels) - 1)
         # index_select copies whole pixels; plain indexing would go number by number.
-        pixels = self._pixels.index_select(0, places.flatten()).view(*places.shape, -1)
+        pixels = self._pixels.index_select(0, places.flatten()).view(*places.shape, 3)
         pixels = pixels.float().sub_(self._shift).mul_(self._scale).to(self.dtype)
         images = pixels.permute(0, 3, 1, 2)
         if self.augmentation.cutout:

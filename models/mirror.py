@@ -184,7 +184,7 @@ class MirrorBatchNorm2d(TiedModule, nn.BatchNorm2d):
 
     def whole_norm(self) -> nn.BatchNorm2d:
         """The ordinary BatchNorm that computes the same in evaluation."""
-        norm = nn.BatchNorm2d(self.num_features, self.eps, self.momentum)
+        norm = nn.BatchNorm2d(self.num_features, self.eps, self.momentum).to(self.weight)
         norm.weight.copy_(self.tied("weight"))
         norm.bias.copy_(self.tied("bias"))
         norm.running_mean.copy_(merge_halves(self.running_mean[None])[0].repeat(2))
