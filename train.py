@@ -26,7 +26,7 @@ from training import checkpoint as checkpoints
 from training import distributed, tensorboard
 from training.epochs import Saver, train
 from training.figures import Watch, draw, draw_augmentation
-from training.recipe import OPTIMIZERS, SCHEDULES, RecipeError
+from training.recipe import NAMES, OPTIMIZERS, SCHEDULES, RecipeError
 from training.run import build_loaders, build_run, resume, seed_dropout
 from training.settings import Plan, make_plan
 
@@ -53,12 +53,13 @@ def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
         help="CIFAR-10 lies or is downloaded here (data/raw)",
     )
     add("--download-url", metavar="URL", help="a mirror of cifar-10-python.tar.gz")
-    add("--eval-split", choices=EVAL_SPLITS, help="scored after each epoch; val is not trained on")
+    add("--eval-split", choices=EVAL_SPLITS, help="scored after each epoch, not trained on (val)")
     add = parser.add_argument_group("network").add_argument
     add("--model", choices=models.names(), help=f"({models.names()[0]})")
     add("--summary", action="store_true", help="print layers, parameters and MACs, and stop")
     group = "recipe (each network has its own defaults: see training/recipe.py)"
     add = parser.add_argument_group(group).add_argument
+    add("--recipe", choices=NAMES, help="short: 16 epochs, with less augmentation (default)")
     add("--epochs", type=int, metavar="N", help="passes over the training images")
     add("--batch-size", type=int, metavar="N", help="images a step")
     add("--optimizer", choices=OPTIMIZERS, help="muon: with sgd for all but 1x1 kernels")
@@ -90,8 +91,8 @@ def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
         "--resume",
         type=Path,
         metavar="PATH",
-        help="go on from the last.pt of a run; auto: of the newest in --output or, without it, in"
-        " runs; a new run where there is none",
+        help="go on with the run in this folder or checkpoint; auto: the newest in --output or,"
+        " without it, in runs; a new run where there is none",
     )
     add(
         "--checkpoint-minutes",

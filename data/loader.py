@@ -141,7 +141,8 @@ class Loader:
         labels = (self._labels.argmax(1) if self._labels.ndim == 2 else self._labels).cpu()
         classes = labels.unique()
         first = torch.stack([(labels == label).nonzero()[0, 0] for label in classes])
-        return self._images[first.to(self.device)].cpu(), classes
+        images = self._pixels[:-1].view(-1, self._size, self._size, 3).permute(0, 3, 1, 2)
+        return images[first.to(self.device)].cpu(), classes
 
     def __len__(self) -> int:
         """Number of batches of a whole epoch."""

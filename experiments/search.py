@@ -34,7 +34,7 @@ import plots
 import utils
 from benchmarks import common
 from training import engine
-from training.recipe import RECIPES, RecipeError
+from training.recipe import RECIPES, SHORT, RecipeError
 from training.run import build_loaders, build_run
 from training.settings import Settings
 
@@ -64,10 +64,6 @@ class Candidate:
     recipe: dict[str, Any] = field(default_factory=dict)
     model: str = models.names()[0]
 
-
-# What a budget of a few epochs asks for instead of the recipe's own, of every candidate: a shorter
-# average of the weights, and no more augmentation than so little training can use.
-BUDGET = {"ema_decay": 0.98, "cutout": 0, "mixup": 0.0}
 
 # Without one of the six operations, which the config's switch replaces; the sizes keep the number
 # of parameters within 5 %.
@@ -118,7 +114,7 @@ CANDIDATES = {
 
 def settings_of(candidate: Candidate, epochs: int, seed: int, device: torch.device) -> Settings:
     """What the candidate is trained by."""
-    recipe = replace(RECIPES[candidate.model], **{**BUDGET, **candidate.recipe, "epochs": epochs})
+    recipe = replace(RECIPES[candidate.model], **{**SHORT, **candidate.recipe, "epochs": epochs})
     return Settings(
         model=candidate.model,
         config=models.config_dict(candidate.model, **candidate.config),

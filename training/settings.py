@@ -12,7 +12,7 @@ import data
 import models
 import utils
 from training import checkpoint as checkpoints
-from training.recipe import RECIPES, Recipe
+from training.recipe import Recipe, named_recipe
 
 RUNS = Path(__file__).resolve().parents[1] / "runs"  # where new runs have their folders
 AUTO = Path("auto")
@@ -60,14 +60,12 @@ def required_splits(eval_split: str) -> tuple[str, ...]:
 def new_settings(given: dict[str, Any], device: torch.device) -> Settings:
     """The settings of a fresh run: the flags, and the network's own recipe for the rest."""
     model = given.get("model", models.names()[0])
-    recipe = replace(RECIPES[model], **{k: given[k] for k in RECIPE_FLAGS if k in given})
-    source = given.get("data", "auto")
-    eval_split = given.get("eval_split")
-    need = required_splits(eval_split or "test")
+    recipe = named_recipe(model, given.get("recipe", "default"))
+    recipe = replace(recipe, **{k: given[k] for k in RECIPE_FLAGS if k in given})
+    source, eval_split = given.get("data", "auto"), given.get("eval_split", "val")
+    need = required_splits(eval_split)
     directory = given.get("data_dir", data.DEFAULT_DIRECTORY)
     found = data.find(source, directory, need=need, download_url=given.get("download_url"))
-    if eval_split is None:
-        eval_split = "val" if found == "sample" else "test"
     precision = utils.pick_precision(given.get("precision", "auto"), device)
     return Settings(
         model=model,
@@ -100,6 +98,9 @@ def settings_of(checkpoint: dict[str, Any], given: dict[str, Any], path: Path) -
     except (LookupError, RuntimeError, TypeError, ValueError) as error:
         raise utils.RunError(f"{path} is damaged: its settings make no sense") from error
     settled = {**asdict(settings), **asdict(settings.recipe), "data": settings.source}
+    if "recipe" in given:  # a name for many settings, of which other flags may have changed some
+        named = asdict(named_recipe(settings.model, given["recipe"]))
+        given = {**named, **{name: value for name, value in given.items() if name != "recipe"}}
     changed = [
         name for name, value in given.items() if value not in ("auto", settled.get(name, value))
     ]
@@ -143,8 +144,9 @@ def make_plan(given: dict[str, Any], device: torch.device) -> Plan:
 
 def find_resumed(given: dict[str, Any]) -> Path | None:
     """The checkpoint to go on from; None for a new run."""
-    if given.get("resume") != AUTO:
-        return given.get("resume")
+    resume = given.get("resume")
+    if resume != AUTO:
+        return resume / checkpoints.LAST if resume is not None and resume.is_dir() else resume
     if "output" in given:
         return checkpoints.find_latest([given["output"]])
     model = given.get("model", models.names()[0])

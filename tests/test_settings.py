@@ -1,0 +1,60 @@
+"""What a run is: its recipe by name, what it is scored on, and the run that it goes on with."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import utils
+from training.recipe import RECIPES, named_recipe
+from training.settings import find_resumed, new_settings, settings_of
+
+CPU = torch.device("cpu")
+SAMPLE = {"data": "sample"}
+
+
+def checkpoint_of(settings):
+    return {
+        "model": settings.model,
+        "config": settings.config,
+        "training": {"settings": asdict(settings)},
+    }
+
+
+def test_a_run_is_scored_on_images_that_it_is_not_trained_on():
+    settings = new_settings(SAMPLE, CPU)
+    assert (settings.train_split, settings.eval_split) == ("train", "val")
+
+
+def test_recipes_have_names_and_flags_come_after_them():
+    default = RECIPES["under100k"]
+    short = replace(default, epochs=16, ema_decay=0.98, cutout=0, mixup=0.0)
+    assert named_recipe("under100k", "default") == default
+    assert new_settings({**SAMPLE, "recipe": "short"}, CPU).recipe == short
+    given = {**SAMPLE, "recipe": "short", "epochs": 3}
+    assert new_settings(given, CPU).recipe == replace(short, epochs=3)
+
+
+@pytest.mark.parametrize("flags", [{"recipe": "short"}, {"recipe": "short", "epochs": 3}])
+def test_a_resumed_run_may_be_called_by_the_name_of_its_recipe(flags):
+    given = {**SAMPLE, **flags}
+    settings = new_settings(given, CPU)
+    assert settings_of(checkpoint_of(settings), given, Path("last.pt")) == settings
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [{"recipe": "default"}, {"recipe": "short", "epochs": 3}, {"recipe": "short", "mixup": 0.1}],
+)
+def test_a_resumed_run_keeps_its_recipe(flags):
+    settings = new_settings({**SAMPLE, "recipe": "short"}, CPU)
+    with pytest.raises(utils.RunError, match="cannot change with --resume"):
+        settings_of(checkpoint_of(settings), {**SAMPLE, **flags}, Path("last.pt"))
+
+
+def test_a_run_is_resumed_by_its_folder_too(tmp_path):
+    (tmp_path / "last.pt").touch()
+    for path in (tmp_path, tmp_path / "last.pt"):
+        assert find_resumed({"resume": path}) == tmp_path / "last.pt"
+    assert find_resumed({}) is None
