@@ -83,6 +83,9 @@ class TiedTensors(nn.Module):
     go into one row, and an index, made once, says which of them each place of the whole takes.
     """
 
+    order: Tensor | None
+    places: Tensor | None
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         modules = [module for module in network.modules() if isinstance(module, TiedModule)]
@@ -90,7 +93,15 @@ class TiedTensors(nn.Module):
         self.norms = [module for module in modules if isinstance(module, nn.BatchNorm2d)]
         # Norms last: mixed precision casts kernels and biases of convolutions, and no others.
         self.members = sorted(members, key=lambda member: isinstance(member[0], nn.BatchNorm2d))
-        if members:
+        self.register_buffer("order", None, persistent=False)
+        self.register_buffer("places", None, persistent=False)
+        # On "meta" a network may be of any size, until its weights are there.
+        self.register_load_state_dict_post_hook(TiedTensors._index_after_loading)
+        if members and not any(p.is_meta for p in network.parameters()):
+            self._index()
+
+    def _index_after_loading(self, _: object) -> None:
+        if self.members and self.order is None:
             self._index()
 
     def _index(self) -> None:
@@ -100,7 +111,7 @@ class TiedTensors(nn.Module):
         learned = [getattr(module, name) for module, name in self.members]
         ties = [module.ties[name] for module, name in self.members]
         count = sum(p.numel() for p in learned)
-        numbers = torch.arange(count, device="cpu")  # no checkpoint fills it where all is "meta"
+        numbers = torch.arange(count, device="cpu")  # even within torch.device("meta")
         rows = numbers.split([p.numel() for p in learned])
         parts = [row.view(p.shape) for row, p in zip(rows, learned, strict=True)]
         of_pairs = [tie is even_and_odd for tie in ties]
@@ -119,9 +130,8 @@ class TiedTensors(nn.Module):
         norms = [isinstance(module, nn.BatchNorm2d) for module, _ in self.members].count(True)
         self.kernels = sizes[: len(sizes) - norms]
         self.scales = sizes[len(sizes) - norms :]
-        self.register_buffer("order", order, persistent=False)
-        places = torch.cat([whole.flatten() for whole in wholes])
-        self.register_buffer("places", places, persistent=False)
+        self.order = order
+        self.places = torch.cat([whole.flatten() for whole in wholes])
 
     def _wholes(self) -> list[Tensor]:
         """The whole tensor of each member."""

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import utils
+from models.mirror import MirrorBatchNorm2d
 
 T = TypeVar("T")
 WAIT = timedelta(minutes=30)  # for a process that downloads or draws, before it counts as lost
@@ -207,8 +208,8 @@ class DataParallel(DistributedDataParallel):
     process may have no image of a batch.
 
     On GPUs BatchNorm becomes SyncBatchNorm, which normalises over the whole batch (its statistics
-    are those of one process). PyTorch has none for CPUs: there each process normalises its own
-    part, and the running statistics become the mean over the processes, weighted by their images.
+    are those of one process). PyTorch has none for CPUs or for norms that know mirrors
+    (models/mirror.py): there each process normalises its own part, and the running statistics become the mean over the processes, weighted by their images.
     DDP itself would spread the main process's statistics, and only before the next forward pass:
     too late for the moving average and for a checkpoint.
 
@@ -220,7 +221,9 @@ class DataParallel(DistributedDataParallel):
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         on_gpu = device.type == "cuda"
-        if on_gpu:
+        # PyTorch's conversion would keep the halves of a mirror's scales and lose what they are for.
+        synchronised = on_gpu and not any(isinstance(m, MirrorBatchNorm2d) for m in model.modules())
+        if synchronised:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
@@ -228,7 +231,8 @@ class DataParallel(DistributedDataParallel):
             super().__init__(
                 model, device_ids=[device] if on_gpu else None, broadcast_buffers=False
             )
-        self.averaged = [] if on_gpu else [b for b in model.buffers() if b.is_floating_point()]
+        buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        self.averaged = [] if synchronised else buffers
 
     def forward(self, images: Tensor) -> Tensor:
         count = len(images)
@@ -241,7 +245,7 @@ class DataParallel(DistributedDataParallel):
 
     def _average_buffers(self, count: int) -> None:
         numbers = [buffer.double().flatten() for buffer in self.averaged]
-        sums = count * torch.cat([*numbers, torch.ones(1, dtype=torch.float64)])
+        sums = count * torch.cat([*numbers, numbers[0].new_ones(1)])
         dist.all_reduce(sums)
         means = (sums[:-1] / sums[-1]).split([buffer.numel() for buffer in self.averaged])
         for buffer, average in zip(self.averaged, means, strict=True):
