@@ -209,9 +209,10 @@ class DataParallel(DistributedDataParallel):
 
     On GPUs BatchNorm becomes SyncBatchNorm, which normalises over the whole batch (its statistics
     are those of one process). PyTorch has none for CPUs or for norms that know mirrors
-    (models/mirror.py): there each process normalises its own part, and the running statistics become the mean over the processes, weighted by their images.
-    DDP itself would spread the main process's statistics, and only before the next forward pass:
-    too late for the moving average and for a checkpoint.
+    (models/mirror.py): there each process normalises its own part, and the running statistics
+    become the mean over the processes, weighted by their images. DDP itself would spread the main
+    process's statistics, and only before the next forward pass: too late for the moving average and
+    for a checkpoint.
 
     Without an image a process computes on a blank one, whose result is dropped: its gradients are
     zeros, and DDP and SyncBatchNorm, which wait for every process, are served. SyncBatchNorm then
@@ -221,7 +222,7 @@ class DataParallel(DistributedDataParallel):
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         on_gpu = device.type == "cuda"
-        # PyTorch's conversion would keep the halves of a mirror's scales and lose what they are for.
+        # PyTorch's conversion would lose that a mirror's scales serve both halves.
         synchronised = on_gpu and not any(isinstance(m, MirrorBatchNorm2d) for m in model.modules())
         if synchronised:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
