@@ -438,7 +438,7 @@ def without_test_images(tmp_path):
 def test_a_split_that_is_not_on_disk(refused, run, tmp_path, without_test_images):
     there = ["--data-dir", without_test_images, "--output", tmp_path / "output"]
     for script, *arguments in (
-        ("train.py", "--data", "auto"),
+        ("train.py", "--data", "auto", "--eval-split", "test"),
         ("train.py", "--data", "cifar10", "--eval-split", "test"),
         ("test.py", "--checkpoint", run / "weights.pt", "--data", "cifar10"),
     ):
