@@ -25,8 +25,8 @@ class _Epoch:
     index: Tensor  # (N,): the image's place in the split
     rows: Tensor  # (N, H) int32: the first pixel of the row of the split that each row shows
     columns: Tensor  # (N, W) int32: what each column adds to that
-    cut_rows: Tensor  # (N, H) bool: those that cutout blanks
-    cut_columns: Tensor  # (N, W) bool
+    cut_rows: Tensor  # (N, H) of the images' dtype: 1 where cutout blanks, else 0
+    cut_columns: Tensor  # (N, W) likewise
     share: Tensor  # (N,): of the image's partner in mixup
 
 
@@ -219,8 +219,8 @@ class Loader:
             index,
             torch.where(rows < 0, black, first + size * rows),
             torch.where(columns < 0, black, columns),
-            within(cutout_top, augmentation.cutout, size),
-            within(cutout_left, augmentation.cutout, size),
+            within(cutout_top, augmentation.cutout, size).to(self.dtype),
+            within(cutout_left, augmentation.cutout, size).to(self.dtype),
             share,
         )
 

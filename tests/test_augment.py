@@ -35,14 +35,15 @@ def test_mix_by_hand():
     assert mixed.tolist() == [[1.0, 6.0], [2.0, 2.0]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("size", [1, 7, 8, 32])
-def test_cutout_against_slicing(size):
-    images = 1 + torch.rand(64, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+def test_cutout_against_slicing(size, dtype):
+    images = torch.randn(64, 3, 32, 32).to(dtype).contiguous(memory_format=torch.channels_last)
     before = images.clone()
     generator = torch.Generator().manual_seed(size)
     top = torch.randint(-size, 33, (64,), generator=generator)  # some hang over, some are outside
     left = torch.randint(-size, 33, (64,), generator=generator)
-    rows, columns = (augment.within(start, size, 32) for start in (top, left))
+    rows, columns = (augment.within(start, size, 32).to(dtype) for start in (top, left))
     blanked = data.cutout(images, rows, columns)
     for i in range(64):
         y, x = int(top[i]), int(left[i])
