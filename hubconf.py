@@ -2,14 +2,37 @@
 
     network = torch.hub.load(REPO, "under100k", pretrained=True, source="local")
 
-REPO is the folder of this repository.
+REPO is the folder of this repository. The program that loads a network may have modules of its own
+under the names that this repository uses: it keeps them.
 """
+
+import importlib.util  # modules alone: torch.hub lists every function here as a network
+import pathlib
+import sys
+import types
+import zlib
 
 import torch
 
-import models
-
 dependencies = ["torch"]
+
+
+def _import_models() -> types.ModuleType:
+    """The package models/, under a name that no other module has: its own, and the folder's."""
+    folder = pathlib.Path(__file__).resolve().parent / "models"
+    name = f"cifar10_under100k_models_{zlib.crc32(bytes(folder)):08x}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, folder / "__init__.py")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(sys.modules[name])
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+_models = _import_models()
 
 
 def under100k(pretrained: bool = False, **config: object) -> torch.nn.Module:
@@ -21,18 +44,18 @@ def under100k(pretrained: bool = False, **config: object) -> torch.nn.Module:
     its weights are fresh, and `config` overrides fields of its config.
 
     Raises:
-        models.ModelError: the released weights are not there, or `config` does not fit.
+        ValueError: the released weights are not there, or `config` does not fit.
     """
     if not pretrained:
-        return models.build("under100k", **config).eval()
+        return _models.build("under100k", **config).eval()
     if config:
-        raise models.ModelError("the released weights have a config of their own: pass no other")
-    if not models.RELEASED_WEIGHTS.exists():
-        raise models.ModelError(
-            f"no released weights at {models.RELEASED_WEIGHTS}: load with pretrained=False"
+        raise ValueError("the released weights have a config of their own: pass no other")
+    if not _models.RELEASED_WEIGHTS.exists():
+        raise ValueError(
+            f"no released weights at {_models.RELEASED_WEIGHTS}: load with pretrained=False"
         )
-    checkpoint = torch.load(models.RELEASED_WEIGHTS, map_location="cpu", weights_only=True)
-    network = models.build(checkpoint["model"], **checkpoint["config"])
+    checkpoint = torch.load(_models.RELEASED_WEIGHTS, map_location="cpu", weights_only=True)
+    network = _models.build(checkpoint["model"], **checkpoint["config"])
     network.load_state_dict(checkpoint["state_dict"])
     network.normalization = checkpoint["normalization"]
     network.classes = tuple(checkpoint["classes"])

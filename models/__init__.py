@@ -1,12 +1,16 @@
-"""The networks by name: `build("under100k")` makes one from its config's fields."""
+"""The networks by name: `build("under100k")` makes one from its config's fields.
+
+The modules of this package import each other by relative names, for torch.hub loads the package
+under another name (see hubconf.py).
+"""
 
 from dataclasses import asdict, fields
 from pathlib import Path
 
 from torch import nn
 
-from models.baseline import Baseline, BaselineConfig
-from models.under100k import Under100k, Under100kConfig
+from .baseline import Baseline, BaselineConfig
+from .under100k import Under100k, Under100kConfig
 
 __all__ = ["RELEASED_WEIGHTS", "ModelError", "build", "config_dict", "names"]
 
@@ -19,7 +23,7 @@ _NETWORKS = {
 }
 
 
-class ModelError(Exception):
+class ModelError(ValueError):
     """An unknown network, or a config that it does not take."""
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.mirror import (
+from .mirror import (
     MirrorBatchNorm2d,
     TiedModule,
     even_and_odd,

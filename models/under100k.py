@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from models.blocks import (
+from .blocks import (
     DenseConv2d,
     DepthwiseSeparableConv2d,
     EfficientChannelAttention,
@@ -20,7 +20,7 @@ from models.blocks import (
     batch_norm,
     global_average,
 )
-from models.mirror import TiedTensors
+from .mirror import TiedTensors
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,30 @@ assert not network.training
 logits = network(torch.load("images.pt"))
 torch.save([logits, network.__dict__.get("normalization"), network.__dict__.get("classes")], "out")
 """
+NAMES = ("data", "models", "plots", "training", "utils")
+PROGRAM = """
+import copy, io, pickle, sys
+import models
+import torch
+
+before = set(sys.modules)
+network = torch.hub.load({repository!r}, "under100k", pretrained=True, source="local")
+assert not {{name for name in set(sys.modules) - before if name.split(".")[0] in {names}}}
+for name in {names}:
+    assert __import__(name).mine
+
+images = torch.randn(2, 3, 32, 32)
+twins = [copy.deepcopy(network), pickle.loads(pickle.dumps(network))]
+twins.append(torch.hub.load({repository!r}, "under100k", source="local"))
+file = io.BytesIO()
+torch.save(network.state_dict(), file)
+twins[-1].load_state_dict(torch.load(io.BytesIO(file.getvalue())))
+for twin in twins:
+    assert type(twin) is type(network)
+    assert torch.equal(twin(images), network(images))
+network.train()(images).sum().backward()
+assert all(p.grad is not None for p in network.parameters())
+"""
 
 
 @pytest.fixture
@@ -59,20 +83,31 @@ def test_the_pretrained_network_needs_only_torch(repository, weights, network):
     assert classes == data.CLASSES
 
 
-def test_what_cannot_be_loaded_is_said_in_one_line(repository, monkeypatch):
+def test_what_cannot_be_loaded_is_said_in_one_line(repository):
     def hub(**settings):
-        monkeypatch.setattr(models, "RELEASED_WEIGHTS", repository / "no.pt")
-        return torch.hub.load(str(ROOT), "under100k", source="local", **settings)
+        return torch.hub.load(str(repository), "under100k", source="local", **settings)
 
-    with pytest.raises(models.ModelError, match="no released weights at .*: load with") as error:
+    with pytest.raises(ValueError, match="no released weights at .*: load with") as error:
         hub(pretrained=True)
     assert "\n" not in str(error.value)
-    with pytest.raises(models.ModelError, match="no setting colour"):
+    with pytest.raises(ValueError, match="no setting colour"):
         hub(colour="red")
-    with pytest.raises(models.ModelError, match="config of their own"):
+    with pytest.raises(ValueError, match="config of their own"):
         hub(pretrained=True, attention=False)
     network = hub(attention=False)
     assert not network.training and not network.config.attention
+
+
+def test_a_program_keeps_its_own_modules_before_and_after(repository, weights):
+    """The program has modules of its own under each of our names, one of them imported before."""
+    (repository / "checkpoints").mkdir()
+    shutil.copy(weights, repository / "checkpoints" / models.RELEASED_WEIGHTS.name)
+    for name in NAMES:
+        (repository / "elsewhere" / f"{name}.py").write_text("mine = True")
+    code = PROGRAM.format(repository=str(repository), names=NAMES)
+    command = [sys.executable, "-c", code]
+    process = subprocess.run(command, cwd=repository / "elsewhere", capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
 
 
 @pytest.mark.skipif(not models.RELEASED_WEIGHTS.exists(), reason="no weights are released yet")
@@ -83,5 +118,6 @@ def test_the_released_weights_load():
 
 
 def test_the_network_is_the_only_entry_point():
+    """torch.hub.list names what is callable, but for private names."""
     entries = [name for name, value in vars(hubconf).items() if callable(value)]
-    assert entries == ["under100k"]
+    assert [name for name in entries if not name.startswith("_")] == ["under100k"]
