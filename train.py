@@ -146,7 +146,8 @@ def carry_out(plan: Plan, given: dict[str, Any], device: torch.device) -> None:
         try:
             evaluation = train(run, loader, eval_loader, saver, watch)
         except utils.Interrupted as interrupted:
-            print(f"{interrupted}: all is saved; go on with\n{resume_command(given, output)}")
+            command = resume_command(given, output)
+            utils.say_goodbye(f"{interrupted}: all is saved; go on with\n{command}")
             sys.exit(interrupted.status)
         if is_main:
             checkpoints.save_checkpoint(output / "weights.pt", run.weights())

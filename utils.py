@@ -96,21 +96,38 @@ def run_script(main: Callable[[], None], *errors: type[Exception]) -> None:
         sys.exit(128 + signal.SIGINT)
 
 
+def say_goodbye(text: str) -> None:
+    """Print a last line, where there is still someone to read it: SIGHUP takes the terminal."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        _discard(sys.stdout)
+
+
 def _discard(stream: TextIO) -> None:
     """Let what was and will be written to a stream go nowhere."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Interrupted(Exception):
-    """SIGINT or SIGTERM came; `status` is what the process is then to exit with."""
+    """A signal of `signals` came; `status` is what the process is then to exit with."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(number).name}")
         self.status = 128 + number
 
 
+def signals() -> list[signal.Signals]:
+    """Those that end a training once it is saved: Ctrl-C, the system's wish, and the end of the
+    terminal (not on Windows, and not where it is ignored, as under nohup)."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    return numbers
+
+
 class Interruption:
-    """While entered, SIGINT and SIGTERM wait until `check` is called, which raises Interrupted.
+    """While entered, `signals` wait until `check` is called, which raises Interrupted.
 
     A second SIGINT ends the process at once, as it would without this.
 
@@ -124,8 +141,7 @@ class Interruption:
         self.received: int | None = None
 
     def __enter__(self) -> "Interruption":
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        self._before = {number: signal.signal(number, self._receive) for number in numbers}
+        self._before = {number: signal.signal(number, self._receive) for number in signals()}
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -6,6 +6,7 @@ Most runs are of train.py's `main` in this process, on a few images and without 
 import csv
 import functools
 import os
+import pty
 import resource
 import shlex
 import shutil
@@ -173,7 +174,9 @@ def test_a_row_that_a_kill_left_out_is_written(command, tmp_path):
 # ----------------------------------------------------------------------------------------- signals
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    "number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_saves_and_says_how_to_go_on(
     command, tmp_path, monkeypatch, undisturbed, number, status
 ):
@@ -189,6 +192,23 @@ def test_a_signal_saves_and_says_how_to_go_on(
     ended, _, err = command(*words[2:])
     assert ended == 0, err
     assert digest(checkpoints.load_checkpoint(run / checkpoints.LAST)) == undisturbed
+
+
+@pytest.mark.slow
+def test_a_terminal_that_closes_saves_the_run(tmp_path):
+    """The system sends SIGHUP, and whatever is printed from then on fails."""
+    run = tmp_path / "run"
+    command = [sys.executable, str(ROOT / "train.py"), *FP32, "--checkpoint-minutes", "0"]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [*command, "--epochs", "1000", "--output", str(run)])
+    shown = b""
+    while b"Epoch 1/1000" not in shown:
+        shown += os.read(terminal, 4096)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
+    assert checkpoints.load_checkpoint(run / checkpoints.LAST)["training"]["batch"] > 0
 
 
 # ------------------------------------------------------------------------------------ --resume auto

@@ -171,7 +171,9 @@ def test_precisions():
 # ------------------------------------------------------------------------------------------ signals
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    "number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_waits_until_it_is_asked_for(number, status):
     before = signal.getsignal(number)
     with utils.Interruption() as interruption:
@@ -184,6 +186,16 @@ def test_a_signal_waits_until_it_is_asked_for(number, status):
         # The system's own handler is back: a second Ctrl-C ends the process at once.
         assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
     assert signal.getsignal(number) == before
+
+
+def test_the_end_of_the_terminal_is_ignored_under_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with utils.Interruption() as interruption:
+            os.kill(os.getpid(), signal.SIGHUP)
+            interruption.check()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_watched_items_stop_at_a_signal():

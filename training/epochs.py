@@ -31,7 +31,7 @@ def train(
     saver: "Saver",
     after_epoch: Callable[[], None] = lambda: None,
 ) -> engine.Evaluation | None:
-    """Train to the last epoch; where SIGINT or SIGTERM comes before, save and raise Interrupted.
+    """Train to the last epoch; where a signal comes before, save and raise Interrupted.
 
     after_epoch: called once an epoch is saved.
     """
