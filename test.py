@@ -19,7 +19,7 @@ import plots
 import utils
 from models import explain
 from training import checkpoint as checkpoints
-from training import engine
+from training import devices, engine
 
 ROOT = Path(__file__).resolve().parent
 SPLITS = ("test", "val", "train")
@@ -61,7 +61,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (auto)")
     add(
         "--precision",
-        choices=("auto", *utils.PRECISIONS),
+        choices=("auto", *devices.PRECISIONS),
         default="fp32",
         help="of the mixed precision (fp32, so that every machine gives the same figures)",
     )
@@ -171,8 +171,8 @@ def main(argv: list[str] | None = None) -> None:
     count, most = arguments.explain, plots.MAX_EXPLANATIONS
     if count is not None and not 1 <= count <= most:
         raise utils.RunError(f"--explain {count}: choose 1 to {most} images")
-    device = utils.pick_device(arguments.device)
-    precision = utils.pick_precision(arguments.precision, device)
+    device = devices.pick_device(arguments.device)
+    precision = devices.pick_precision(arguments.precision, device)
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # CUDA's default rounds fp32 to TF32
 
     checkpoint = checkpoints.load_checkpoint(arguments.checkpoint)

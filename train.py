@@ -23,7 +23,7 @@ import data
 import models
 import utils
 from training import checkpoint as checkpoints
-from training import distributed, tensorboard
+from training import devices, distributed, tensorboard
 from training.epochs import Saver, train
 from training.figures import Watch, draw, draw_augmentation
 from training.recipe import NAMES, OPTIMIZERS, SCHEDULES, RecipeError
@@ -78,7 +78,7 @@ def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
     add("--mixup", type=float, metavar="X", help="largest share of another image")
     add = parser.add_argument_group("run").add_argument
     add("--device", help="auto, cpu, cuda, cuda:1, mps (auto)")
-    add("--precision", choices=("auto", *utils.PRECISIONS), help="of the mixed precision (auto)")
+    add("--precision", choices=("auto", *devices.PRECISIONS), help="of the mixed precision (auto)")
     add("--compile", action="store_true", help="torch.compile: a slow first epoch, for a GPU")
     add(
         "--tensorboard",
@@ -118,7 +118,7 @@ def resume_command(given: dict[str, Any], output: Path) -> str:
 def carry_out(plan: Plan, given: dict[str, Any], device: torch.device) -> None:
     """Train, save and draw."""
     settings, output = plan.settings, plan.output
-    utils.pick_precision(settings.precision, device)  # refuses what the device cannot do
+    devices.pick_precision(settings.precision, device)  # refuses what the device cannot do
     if settings.source == "sample":
         print(SAMPLE_WARNING, flush=True)
     directory = given.get("data_dir", data.DEFAULT_DIRECTORY)

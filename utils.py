@@ -1,4 +1,4 @@
-"""What a run needs besides learning: seed, device, signals, files, and what it prints."""
+"""What a run needs besides learning: seed, signals, files, and what it prints."""
 
 import argparse
 import csv
@@ -22,7 +22,6 @@ from torchsummary import summary
 
 T = TypeVar("T")
 MESSAGE_LENGTH = 1000  # characters, at most, of a line that says what is wrong
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HISTORY_COLUMNS = (
     "epoch",
     "train_loss",
@@ -182,50 +181,6 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def pick_device(name: str) -> torch.device:
-    """ "auto": CUDA where there is one, then MPS, then the CPU; else the device of that name.
-
-    Raises:
-        RunError: PyTorch does not know the device, or does not find it here.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunError(f"device {name!r} is not usable here: {reason}") from error
-    return device
-
-
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """ "auto": bfloat16 where the hardware has it, float16 on older CUDA devices, else float32."""
-    if name != "auto":
-        if name == "fp16" and device.type == "cpu":
-            raise RunError("precision fp16 is for CUDA devices: choose bf16 or fp32")
-        if name not in PRECISIONS:
-            raise RunError(f"unknown precision {name!r}: choose one of {', '.join(PRECISIONS)}")
-        return PRECISIONS[name]
-    if device.type == "cuda":
-        # emulation would run, slowly, on devices without bfloat16 in hardware
-        supported = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if supported else torch.float16
-    if device.type == "cpu":
-        # An older PyTorch cannot ask a CPU; float32 is right on every one.
-        features = getattr(torch.cpu, "get_capabilities", dict)()
-        in_hardware = any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-        return torch.bfloat16 if in_hardware else torch.float32
-    return torch.float32
-
-
-def precision_name(precision: torch.dtype) -> str:
-    """The flag's word for a precision: the inverse of PRECISIONS."""
-    return next(name for name, dtype in PRECISIONS.items() if dtype == precision)
 
 
 def make_folder(path: Path) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 import data
 import models
 import utils
-from training import engine
+from training import devices, engine
 from training.epochs import take_steps
 from training.recipe import Recipe
 from training.run import Run, build_loader, build_run
@@ -107,7 +107,7 @@ def settings_for(
         recipe=replace(recipe, batch_size=min(recipe.batch_size, len(split))),
         source=split.source,
         eval_split="none",
-        precision=utils.precision_name(precision),
+        precision=devices.precision_name(precision),
         seed=seed,
     )
 
@@ -124,7 +124,7 @@ def fresh_run(
     model: str, recipe: Recipe, split: data.Split, device: torch.device, *, seed: int = 0
 ) -> tuple[Run, data.Loader]:
     """What trains a fresh network of that name by `recipe`, and the batches of `split`."""
-    precision = utils.pick_precision("auto", device)
+    precision = devices.pick_precision("auto", device)
     settings = settings_for(model, recipe, split, precision, seed=seed)
     utils.seed_everything(seed)
     loader = build_loader(settings, split, device, train=True)
@@ -205,7 +205,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "precision": utils.precision_name(utils.pick_precision("auto", device)),
+        "precision": devices.precision_name(devices.pick_precision("auto", device)),
         "preloaded": [Path(library).name for library in preloaded],
         "system": platform.system(),
         "python": platform.python_version(),

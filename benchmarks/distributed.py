@@ -27,7 +27,7 @@ import models
 import utils
 from benchmarks import common
 from benchmarks.common import Row
-from training import distributed, engine
+from training import devices, distributed, engine
 from training.epochs import take_steps
 from training.recipe import RECIPES
 
@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
         work(args)
         return
     rows = measure(args)
-    device = utils.pick_device(args.device)
+    device = devices.pick_device(args.device)
     common.report(rows, args.output, device, quick=args.quick)
 
 

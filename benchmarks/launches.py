@@ -18,6 +18,7 @@ import models
 import utils
 from benchmarks import common
 from benchmarks.fake_cuda import Step, watched_steps
+from training import devices
 from training.recipe import RECIPES
 from training.settings import Settings
 
@@ -39,7 +40,7 @@ def main() -> None:
     named = parser.parse_args().operations
     rows = [("network", "precision", *PARTS, "all", "waits")]
     for model in models.names():
-        for precision in utils.PRECISIONS:
+        for precision in devices.PRECISIONS:
             step = last_step(model, precision)
             counts = [step.launches[part] for part in PARTS]
             numbers = (*counts, step.launches.total(), step.waits.total())

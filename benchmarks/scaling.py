@@ -25,6 +25,7 @@ import plots
 import utils
 from benchmarks import common
 from benchmarks.common import Row
+from training import devices
 from training.recipe import RECIPES
 
 MODEL = models.names()[0]
@@ -112,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
         "--figure", type=Path, default=common.ROOT / figure, metavar="FILE", help=f"({figure})"
     )
     args = parser.parse_args(argv)
-    device = utils.pick_device(args.device)
+    device = devices.pick_device(args.device)
     split = common.training_images(args.data_dir, "train+val", quick=args.quick)
     measured = sweeps(split, device, seconds=0.01 if args.quick else SECONDS)
     rows = measure(measured, 1 if args.quick else args.repetitions)

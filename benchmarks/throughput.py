@@ -36,7 +36,7 @@ from benchmarks.common import Row
 from benchmarks.processes import FIRST_STEP, PEAK_MEMORY, run_child
 from benchmarks.resnet20 import ResNet20
 from benchmarks.shares import SHARES, progress, record_parts, recorded, shares_of_a_step
-from training import engine
+from training import devices, engine
 from training.recipe import RECIPES
 
 OVERHEAD = ("data", "statistics", "logging")
@@ -55,7 +55,7 @@ class Conditions:
 
     @property
     def precision(self) -> torch.dtype:
-        return utils.pick_precision("auto", self.device)
+        return devices.pick_precision("auto", self.device)
 
     def images_per_second(
         self, work: Callable[[Iterable[Any]], int], batches: Iterable[Any], seconds: float
@@ -88,7 +88,7 @@ def measure_data(conditions: Conditions) -> list[Row]:
     split, device, precision = conditions.split, conditions.device, conditions.precision
     default = models.names()[0]
     plain, full = RECIPES[reference.MODEL], RECIPES[default]
-    name, size = utils.precision_name(precision), reference.BATCH_SIZE
+    name, size = devices.precision_name(precision), reference.BATCH_SIZE
     fp32, trained = "our loader, fp32", f"our loader, {name}"
     pil = "PIL transforms, DataLoader of {} workers"
     loader = common.training_loader
@@ -273,7 +273,7 @@ def main(argv: list[str] | None = None) -> None:
     conditions = Conditions(
         split=common.training_images(args.data_dir, "train+val", quick=args.quick),
         directory=args.data_dir,
-        device=utils.pick_device(args.device),
+        device=devices.pick_device(args.device),
         repetitions=1 if args.quick else args.repetitions,
         quick=args.quick,
     )

@@ -30,7 +30,7 @@ import plots
 import utils
 from benchmarks import common, reference
 from benchmarks.common import Row
-from training import engine
+from training import devices, engine
 from training.recipe import RECIPES, Recipe, RecipeError
 from training.run import EVALUATION_BATCH, build_loader
 
@@ -270,7 +270,7 @@ def parse_arguments(argv: list[str] | None) -> tuple[dict[str, object], dict[str
 
 def main(argv: list[str] | None = None) -> None:
     given, changes = parse_arguments(argv)
-    device, accuracy = utils.pick_device(given["device"]), given["accuracy"] / 100
+    device, accuracy = devices.pick_device(given["device"]), given["accuracy"] / 100
     model, quick = given["model"], given["quick"]
     recipe = short_recipe(model, changes)
     history = None if given["history"] is None else read_history(given["history"])

@@ -33,7 +33,7 @@ import models
 import plots
 import utils
 from benchmarks import common
-from training import engine
+from training import devices, engine
 from training.recipe import RECIPES, SHORT, RecipeError
 from training.run import build_loaders, build_run
 from training.settings import Settings
@@ -121,7 +121,7 @@ def settings_of(candidate: Candidate, epochs: int, seed: int, device: torch.devi
         recipe=recipe,
         source="cifar10",
         eval_split="val",
-        precision=utils.precision_name(utils.pick_precision("auto", device)),
+        precision=devices.precision_name(devices.pick_precision("auto", device)),
         seed=seed,
     )
 
@@ -243,7 +243,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.figure is not None:
         draw_ablation(arguments.output, arguments.figure)
         return
-    device = utils.pick_device(arguments.device)
+    device = devices.pick_device(arguments.device)
     if arguments.speed:
         compare_speed(arguments.only or CANDIDATES, arguments.data_dir, device)
         return

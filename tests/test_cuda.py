@@ -7,14 +7,13 @@ import torch
 from torch import nn
 
 import models
-import utils
 from benchmarks import fake_cuda
-from training import engine
+from training import devices, engine
 from training.recipe import RECIPES
 from training.settings import Settings
 
 BATCH = 20  # no number of channels
-PRECISIONS = list(utils.PRECISIONS)
+PRECISIONS = list(devices.PRECISIONS)
 LAUNCHES = {"fp32": 370, "bf16": 395, "fp16": 406}  # as counted; the goal is 350
 
 
@@ -64,7 +63,7 @@ def test_the_default_network_computes_in_the_precision_asked_for(steps, precisio
         for part, name, tensor in steps["under100k", precision].outputs
         if part == "forward" and name == "convolution" and tensor.ndim == 4
     ]
-    assert len(convolutions) > 30 and set(convolutions) == {utils.PRECISIONS[precision]}
+    assert len(convolutions) > 30 and set(convolutions) == {devices.PRECISIONS[precision]}
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -21,7 +21,7 @@ import data
 import train
 import utils
 from training import checkpoint as checkpoints
-from training import distributed, engine, epochs
+from training import devices, distributed, engine, epochs
 from training.optimizer import build_ema, build_optimizer, build_scheduler
 from training.recipe import Recipe
 from training.run import Run
@@ -478,7 +478,7 @@ def test_a_failure_is_said_once(launched, refused, capfd):
 def test_a_device_that_is_no_processs_own(launched, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for device, said in (("cuda:0", "choose cuda"), ("mps", "choose cuda"), ("cuda", "1 GPUs")):
-        monkeypatch.setattr(utils, "pick_device", torch.device)
+        monkeypatch.setattr(devices, "pick_device", torch.device)
         with pytest.raises(utils.RunError, match=said):
             distributed.pick_device(device)
     assert distributed.pick_device("cpu") == CPU

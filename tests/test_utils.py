@@ -149,25 +149,6 @@ def test_the_random_state_comes_back():
     assert torch.equal(torch.rand(5), expected)
 
 
-def test_devices():
-    assert utils.pick_device("cpu") == torch.device("cpu")
-    assert utils.pick_device("auto").type in ("cpu", "cuda", "mps")
-    for name in ("abacus", "cuda:99", ""):
-        with pytest.raises(RunError, match="not usable"):
-            utils.pick_device(name)
-
-
-def test_precisions():
-    cpu = torch.device("cpu")
-    assert utils.pick_precision("auto", cpu) in (torch.float32, torch.bfloat16)
-    for name, dtype in utils.PRECISIONS.items():
-        assert utils.precision_name(dtype) == name
-    assert utils.pick_precision("bf16", cpu) == torch.bfloat16
-    for name in ("fp16", "fp8"):
-        with pytest.raises(RunError, match=name):
-            utils.pick_precision(name, cpu)
-
-
 # ------------------------------------------------------------------------------------------ signals
 
 

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import utils
 from models.mirror import MirrorBatchNorm2d
+from training import devices
 
 T = TypeVar("T")
 WAIT = timedelta(minutes=30)  # for a process that downloads or draws, before it counts as lost
@@ -58,18 +59,18 @@ def command() -> list[str]:
 
 
 def pick_device(name: str) -> torch.device:
-    """As utils.pick_device; of several GPUs each process of a machine takes its own.
+    """As devices.pick_device; of several GPUs each process of a machine takes its own.
 
     Raises:
         utils.RunError: there is no such device, or not one for each process.
     """
     if not is_launched():
-        return utils.pick_device(name)
+        return devices.pick_device(name)
     index, processes = int(os.environ["LOCAL_RANK"]), os.environ["LOCAL_WORLD_SIZE"]
     gpus = torch.cuda.device_count()
     if index < gpus:
         torch.cuda.set_device(index)  # first, so that no process takes memory of another's GPU
-    device = utils.pick_device(name)
+    device = devices.pick_device(name)
     if device.type == "cpu":
         return device
     if device.type != "cuda" or device.index is not None:

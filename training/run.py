@@ -15,7 +15,7 @@ import data
 import models
 import utils
 from training import checkpoint as checkpoints
-from training import distributed, engine
+from training import devices, distributed, engine
 from training.ema import WeightAverage
 from training.optimizer import begin_epoch, build_ema, build_optimizer, build_scheduler
 from training.recipe import Recipe
@@ -44,7 +44,7 @@ class Run:
     @property
     def precision(self) -> torch.dtype:
         """Of the mixed precision."""
-        return utils.PRECISIONS[self.settings.precision]
+        return devices.PRECISIONS[self.settings.precision]
 
     @property
     def scored(self) -> nn.Module:
@@ -197,7 +197,7 @@ def build_loader(
         device=device,
         mean=data.MEAN,
         std=data.STD,
-        dtype=utils.PRECISIONS[settings.precision],
+        dtype=devices.PRECISIONS[settings.precision],
         shuffle=train,
         rank=distributed.rank(),
         world_size=distributed.world_size(),

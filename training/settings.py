@@ -12,6 +12,7 @@ import data
 import models
 import utils
 from training import checkpoint as checkpoints
+from training import devices
 from training.recipe import Recipe, named_recipe
 
 RUNS = Path(__file__).resolve().parents[1] / "runs"  # where new runs have their folders
@@ -66,14 +67,14 @@ def new_settings(given: dict[str, Any], device: torch.device) -> Settings:
     need = required_splits(eval_split)
     directory = given.get("data_dir", data.DEFAULT_DIRECTORY)
     found = data.find(source, directory, need=need, download_url=given.get("download_url"))
-    precision = utils.pick_precision(given.get("precision", "auto"), device)
+    precision = devices.pick_precision(given.get("precision", "auto"), device)
     return Settings(
         model=model,
         config=models.config_dict(model),
         recipe=recipe,
         source=found,
         eval_split=eval_split,
-        precision=utils.precision_name(precision),
+        precision=devices.precision_name(precision),
         seed=given.get("seed", 0),
     )
 

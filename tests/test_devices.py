@@ -1,0 +1,103 @@
+"""Device and precision: what does not work falls back, or is refused in one line."""
+
+import pytest
+import torch
+
+from benchmarks import fake_cuda
+from training import devices
+from utils import RunError
+
+CPU = torch.device("cpu")
+NO_KERNEL = "CUDA error: no kernel image is available for execution on the device\nCUDA kernel ..."
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """Let the tiny step fail in some precisions, on a device that ought to have all three."""
+
+    def fail(*names):
+        take_tiny_step = devices.take_tiny_step
+
+        def step(device, precision):
+            if devices.precision_name(precision) in names:
+                raise RuntimeError("GET was unable to find an engine\nmore of it")
+            return take_tiny_step(device, torch.float32)
+
+        monkeypatch.setattr(devices, "candidates", lambda device: ["bf16", "fp16", "fp32"])
+        monkeypatch.setattr(devices, "take_tiny_step", step)
+
+    return fail
+
+
+def test_devices():
+    assert devices.pick_device("cpu") == CPU
+    assert devices.pick_device("auto").type in ("cpu", "cuda", "mps")
+    for name in ("abacus", "cuda:99", "meta", ""):
+        with pytest.raises(RunError, match="not usable"):
+            devices.pick_device(name)
+
+
+def test_a_device_without_kernels_is_refused(monkeypatch, refused):
+    def fail(device):
+        raise RuntimeError(NO_KERNEL)
+
+    monkeypatch.setattr(devices, "run_kernel", fail)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    said = refused("train.py", "--data", "sample")
+    assert "device 'cuda' is not usable here" in said and "no kernel image" in said
+    assert "--device cpu" in said
+
+
+def test_precisions():
+    assert devices.pick_precision("auto", CPU) in (torch.float32, torch.bfloat16)
+    for name, dtype in devices.PRECISIONS.items():
+        assert devices.precision_name(dtype) == name
+    assert devices.pick_precision("bf16", CPU) == torch.bfloat16
+    for name in ("fp16", "fp8"):
+        with pytest.raises(RunError, match=name):
+            devices.pick_precision(name, CPU)
+
+
+@pytest.mark.parametrize(
+    "failing, left", [((), "bf16"), (["bf16"], "fp16"), (["bf16", "fp16"], "fp32")]
+)
+def test_what_fails_falls_back_with_a_line_each(without, capsys, failing, left):
+    without(*failing)
+    assert devices.pick_precision("auto", CPU) == devices.PRECISIONS[left]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(failing)
+    for name, line in zip(failing, lines, strict=True):
+        assert f"precision {name} does not work on device 'cpu' (GET was unable" in line
+    assert not lines or lines[-1].endswith(f"trying {left}")
+
+
+def test_a_precision_asked_for_that_fails_is_refused(without, refused):
+    without("bf16")
+    said = refused("train.py", "--data", "sample", "--device", "cpu", "--precision", "bf16")
+    assert "precision bf16 does not work on device 'cpu' (GET was unable to find an engine)" in said
+
+
+def test_where_no_precision_works_none_is_picked(without, capsys):
+    without(*devices.PRECISIONS)
+    with pytest.raises(RunError, match="fp32 does not work"):
+        devices.pick_precision("auto", CPU)
+
+
+def test_a_loss_that_is_no_number_is_a_failure(monkeypatch):
+    monkeypatch.setattr(devices, "take_tiny_step", lambda device, precision: float("nan"))
+    assert devices.why_not(CPU, torch.float32) == "a loss of nan"
+
+
+def test_trying_out_draws_no_random_numbers():
+    state = torch.get_rng_state()
+    assert 1 < devices.take_tiny_step(CPU, torch.float32) < 5
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("precision", devices.PRECISIONS.values())
+def test_the_tiny_step_has_all_of_it_on_the_device(precision):
+    """With fake CUDA tensors: an operation on tensors of two devices would be an error."""
+    with fake_cuda.fake_cuda() as watch:
+        devices.take_tiny_step(fake_cuda.CUDA, precision)
+        operations = {name for counts in watch.step.operations.values() for name in counts}
+        assert operations >= {"convolution", "baddbmm", "_fused_sgd_"}

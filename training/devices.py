@@ -1,0 +1,124 @@
+"""The device and the precision to compute with: both are tried out before a run relies on them."""
+
+import math
+import sys
+import warnings
+
+import torch
+import torch.nn.functional as F
+
+import models
+import utils
+from training.engine import autocast
+from training.muon import descend, orthogonalized
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# The default network with all of its operations, as small as it can be.
+SMALL = {"widths": (16, 16), "hidden": (16, 16), "depths": (1, 1, 1, 1)}
+
+
+def precision_name(precision: torch.dtype) -> str:
+    """The flag's word for a precision: the inverse of PRECISIONS."""
+    return next(name for name, dtype in PRECISIONS.items() if dtype == precision)
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto": CUDA where there is one, then MPS, then the CPU; else the device of that name.
+
+    Raises:
+        utils.RunError: PyTorch does not know the device, does not find it here, or has no kernels
+            for it, as for a GPU that is older than those it was built for.
+    """
+    if name == "auto":
+        has_mps = torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    try:
+        device = torch.device(name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch's about an old GPU: this is what decides
+            run_kernel(device)
+    except (RuntimeError, AssertionError) as error:
+        other = "" if name == "cpu" else ": choose another, as in --device cpu"
+        raise utils.RunError(
+            f"device {name!r} is not usable here ({first_line(error)}){other}"
+        ) from error
+    return device
+
+
+def run_kernel(device: torch.device) -> None:
+    """One tiny kernel, and the wait for what came out."""
+    torch.ones(2, device=device).sum().item()
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The first precision in which a tiny training step works.
+
+    "auto" tries bfloat16 where the hardware has it, then float16 on CUDA devices, then float32, and
+    says on standard error what did not work. Any other name stands for itself.
+
+    Raises:
+        utils.RunError: no such precision, or none that works on the device.
+    """
+    if name not in ("auto", *PRECISIONS):
+        raise utils.RunError(f"unknown precision {name!r}: choose one of {', '.join(PRECISIONS)}")
+    if name == "fp16" and device.type == "cpu":
+        raise utils.RunError("precision fp16 is for CUDA devices: choose bf16 or fp32")
+    names = candidates(device) if name == "auto" else [name]
+    for candidate, following in zip(names, [*names[1:], None], strict=True):
+        reason = why_not(device, PRECISIONS[candidate])
+        if reason is None:
+            return PRECISIONS[candidate]
+        failure = f"precision {candidate} does not work on device {str(device)!r} ({reason})"
+        if following is not None:
+            print(utils.clean(f"{failure}: trying {following}", 400), file=sys.stderr)
+    raise utils.RunError(f"{failure}: choose another --precision or --device")
+
+
+def candidates(device: torch.device) -> list[str]:
+    """The precisions that the device ought to have, the fastest first."""
+    if device.type == "cuda":
+        # emulation would run, slowly, on devices without bfloat16 in hardware
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ["bf16", "fp16", "fp32"] if has_bf16 else ["fp16", "fp32"]
+    if device.type == "cpu":
+        # An older PyTorch cannot ask a CPU; float32 is right on every one.
+        features = getattr(torch.cpu, "get_capabilities", dict)()
+        if any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")):
+            return ["bf16", "fp32"]
+    return ["fp32"]
+
+
+def why_not(device: torch.device, precision: torch.dtype) -> str | None:
+    """Why no training is possible in that precision; None where it is."""
+    try:
+        loss = take_tiny_step(device, precision)
+    except (RuntimeError, AssertionError) as error:
+        return first_line(error)
+    return None if math.isfinite(loss) else f"a loss of {loss}"
+
+
+def take_tiny_step(device: torch.device, precision: torch.dtype) -> float:
+    """Forward, backward and both optimizers' arithmetic on two grey images; returns the loss.
+
+    No Optimizer is made, for the first one of a process takes PyTorch a second.
+    """
+    with torch.random.fork_rng(devices=[]):  # what is drawn later is as it would be without this
+        model = models.build("under100k", **SMALL)
+    model.to(device, memory_format=torch.channels_last)
+    images = torch.ones(2, 3, 32, 32, dtype=precision, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.zeros(2, dtype=torch.int64, device=device)
+    with autocast(device, precision):
+        loss = F.cross_entropy(model(images), labels)
+    loss.backward()
+    with torch.no_grad():
+        parameters = list(model.parameters())
+        gradients = [p.grad for p in parameters]
+        descend(parameters, gradients, 0.1, 0.0, None, None)
+        orthogonalized([gradient for gradient in gradients if gradient.ndim == 2])
+    return loss.item()
+
+
+def first_line(error: BaseException) -> str:
+    """An error of PyTorch's in short: its first line, or what kind it is where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
