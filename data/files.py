@@ -1,5 +1,5 @@
 """CIFAR-10 (Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html) on disk: find its files,
-download them, verify them.
+have them downloaded, verify them.
 
 Two official formats are known, the python version (pickles) and the binary version. Each batch has
 a file of its own in either; `cifar10.py` reads them.
@@ -7,13 +7,13 @@ a file of its own in either; `cifar10.py` reads them.
 
 import hashlib
 import logging
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tarfile
 from pathlib import Path
 
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity
+
+from data.download import DownloadError, download, without_login
 
 SOURCES = ("auto", "cifar10", "sample")
 SPLITS = ("train", "val", "train+val", "test")
@@ -37,7 +37,6 @@ PYTHON_FOLDER = CIFAR10.base_folder
 SUFFIXES = {BINARY_FOLDER: ".bin", PYTHON_FOLDER: ""}  # in the order of preference
 
 REMEDY = "replace it with an intact copy, or remove its folder to have CIFAR-10 downloaded again"
-DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte from the server
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +52,8 @@ def find(
     """Make sure that the splits of `need` can be loaded; returns "cifar10" or "sample", which is
     what `load` takes.
 
-    "cifar10" looks under `directory` and, where no CIFAR-10 is there, has torchvision download the
-    python version to it, from `download_url` if given (the archive's address, or that of its
+    "cifar10" looks under `directory` and, where no CIFAR-10 is there, downloads the python version
+    to it, from `download_url` if given (the archive's address, or that of its
     folder with a slash at the end). "auto" does the same, but where the download fails it logs
     why and falls back to the sample. The sample has no test images, which `load` says, not this.
 
@@ -85,34 +84,20 @@ def find(
 
 
 def _download(directory: Path, url: str | None) -> None:
-    """Have torchvision download the python version; DataError where that fails."""
-
-    class Mirrored(CIFAR10):
-        pass
-
-    if url:
-        Mirrored.url = url + CIFAR10.filename if url.endswith("/") else url
+    """Put the python version's folder into `directory`; DataError where that fails."""
+    url = url or CIFAR10.url
+    if url.endswith("/"):
+        url += CIFAR10.filename
     directory = _root(directory)
     try:
-        with _socket_timeout(DOWNLOAD_TIMEOUT):
-            Mirrored(directory, train=False, download=True)
-    except Exception as error:  # a server or an archive can fail in any way; the remedy is one
-        reason = " ".join(str(error).split()) or type(error).__name__
+        download(url, directory)
+    except (DownloadError, OSError, EOFError, tarfile.TarError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise DataError(
-            f"cannot download CIFAR-10 from {Mirrored.url} to {directory} ({reason}): name a mirror"
-            " with --download-url, a folder that holds it with --data-dir, or use --data sample"
+            f"cannot download CIFAR-10 from {without_login(url)} to {directory} ({reason}): name a"
+            " mirror with --download-url, a folder that holds it with --data-dir, or use"
+            " --data sample"
         ) from error
-
-
-@contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    """torchvision sets none, so that a server that falls silent would hang it for ever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 # ------------------------------------------------------------------------------------- search

@@ -1,0 +1,191 @@
+"""Download CIFAR-10's archive: at a stated rate or not at all, verified, and whole or not there.
+
+torchvision knows the archive's address and MD5, but waits for a server for ever and unpacks in
+place, where a kill leaves half a data set.
+"""
+
+import base64
+import logging
+import os
+import re
+import shutil
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from torchvision.datasets import CIFAR10
+from torchvision.datasets.utils import check_integrity, extract_archive
+from tqdm import tqdm
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+ARCHIVE_BYTES = 170_498_071  # of cifar-10-python.tar.gz
+MINIMUM_RATE = 100_000  # bytes a second, on average: a download takes 29 minutes at most
+PATIENCE = 30.0  # seconds before the rate counts
+SILENCE = 60.0  # seconds without a byte, which end a transfer that had been fast
+CHUNK = 2**16  # bytes
+SCHEMES = ("https", "http", "file")
+PARTIAL = ".cifar-10-python.partial"  # the folder of a download that is not over
+
+log = logging.getLogger(__name__)
+
+
+class DownloadError(Exception):
+    """A server, a file or an address that does not give the archive."""
+
+
+def download(url: str, directory: Path) -> None:
+    """Put the folder of CIFAR-10's python version into `directory`, from the archive at `url`.
+
+    `directory` is created, and removed again where the download fails. An intact archive that lies
+    in it is unpacked instead. What a killed download left there is removed. Where another process
+    downloads to the same folder, this one waits and uses what the other has got.
+
+    Args:
+        url: https, http or file; a user name and a password in it are sent as Basic authorization.
+
+    Raises:
+        DownloadError: the archive cannot be had, or is not the official one.
+        OSError: it cannot be written.
+    """
+    missing = [folder for folder in (directory, *directory.parents) if not folder.exists()]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with _alone(directory) as waited:
+            if not (waited and (directory / CIFAR10.base_folder).exists()):
+                _fetch_and_unpack(url, directory)
+    finally:
+        for folder in missing:
+            with suppress(OSError):  # it is not empty: all went well
+                folder.rmdir()
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[bool]:
+    """Hold a folder against other downloads to it; yields whether there was one to wait for."""
+    if fcntl is None:
+        yield False
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    waited = False
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waited = True
+            log.warning("another process downloads CIFAR-10 to %s: waiting for it", directory)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a file system without locks
+        yield waited
+    finally:
+        os.close(descriptor)
+
+
+def _fetch_and_unpack(url: str, directory: Path) -> None:
+    partial = directory / PARTIAL
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        archive = directory / CIFAR10.filename
+        if not check_integrity(archive, CIFAR10.tgz_md5):
+            archive = partial / CIFAR10.filename
+            _fetch(url, archive)
+        extract_archive(archive, partial)
+        (partial / CIFAR10.base_folder).rename(directory / CIFAR10.base_folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _fetch(url: str, path: Path) -> None:
+    """Write what is at `url` to `path`, and compare its MD5 with the official one."""
+    transfer = _Transfer(url, path)
+    transfer.start()
+    start = time.monotonic()
+    try:
+        while transfer.is_alive():
+            transfer.join(0.05)
+            seconds = time.monotonic() - start
+            if seconds > PATIENCE and transfer.received < MINIMUM_RATE * seconds:
+                raise DownloadError(
+                    f"{transfer.received:,} bytes in {seconds:.0f} s are fewer than"
+                    f" {MINIMUM_RATE // 1000} kB a second"
+                )
+    finally:
+        transfer.stopped = True
+    if transfer.error is not None:
+        raise DownloadError(_reason(transfer.error)) from transfer.error
+    if not check_integrity(path, CIFAR10.tgz_md5):
+        raise DownloadError(f"the archive is corrupted: its MD5 is not {CIFAR10.tgz_md5}")
+
+
+class _Transfer(threading.Thread):
+    """Copies an answer to a file, in a thread, for no timeout of a socket ends a server that sends
+    a byte now and then."""
+
+    def __init__(self, url: str, path: Path) -> None:
+        super().__init__(daemon=True)  # it may wait for its last byte when the program ends
+        self.url, self.path = url, path
+        self.received = 0  # bytes
+        self.stopped = False
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            with (
+                urllib.request.urlopen(_request(self.url), timeout=SILENCE) as response,
+                open(self.path, "wb") as file,
+                tqdm(total=ARCHIVE_BYTES, unit="B", unit_scale=True) as bar,
+            ):
+                while not self.stopped and (chunk := response.read1(CHUNK)):
+                    self.received += len(chunk)
+                    if self.received > ARCHIVE_BYTES:
+                        raise DownloadError(f"more than the archive's {ARCHIVE_BYTES:,} bytes came")
+                    file.write(chunk)
+                    bar.update(len(chunk))
+        except Exception as error:  # a server can fail in any way
+            self.error = error
+
+
+def without_login(url: str) -> str:
+    """The same address without a user name and a password, as it may be printed."""
+    return _split(url)[0]
+
+
+def _split(url: str) -> tuple[str, str]:
+    """An address without its user name and password, and these: "NAME:PASSWORD" or nothing."""
+    scheme, slashes, rest = url.partition("://")
+    host = re.match(r"[^/?#]*", rest).group()
+    login = host.rpartition("@")[0]
+    return scheme + slashes + rest.removeprefix(login + "@"), login
+
+
+def _request(url: str) -> urllib.request.Request:
+    """The request for `url`, whose user name and password go to its own server alone."""
+    address, login = _split(url)
+    if not address.lower().startswith(tuple(scheme + "://" for scheme in SCHEMES)):
+        raise DownloadError(f"an address begins with {'://, '.join(SCHEMES)}://")
+    request = urllib.request.Request(address, headers={"User-Agent": "cifar10-under-100k"})
+    if login:
+        encoded = base64.b64encode(urllib.parse.unquote_to_bytes(login)).decode()
+        request.add_unredirected_header("Authorization", f"Basic {encoded}")
+    return request
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without Python's names for it."""
+    if isinstance(error, urllib.error.HTTPError):
+        return f"the server answers {error.code} {error.reason}"
+    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception):
+        error = error.reason
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(getattr(error, "reason", error)) or type(error).__name__
