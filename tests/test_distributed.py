@@ -22,9 +22,10 @@ import train
 import utils
 from training import checkpoint as checkpoints
 from training import devices, distributed, engine, epochs
-from training.optimizer import build_ema, build_optimizer, build_scheduler
+from training.optimizer import build_ema, build_optimizer
 from training.recipe import Recipe
 from training.run import Run
+from training.schedule import build_scheduler
 from training.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent

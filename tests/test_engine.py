@@ -16,8 +16,9 @@ import data
 import models
 from training import engine
 from training.ema import WeightAverage
-from training.optimizer import build_optimizer, build_scheduler
+from training.optimizer import build_optimizer
 from training.recipe import Recipe
+from training.schedule import build_scheduler
 
 CPU = torch.device("cpu")
 NO_SCALING = GradScaler("cpu", enabled=False)

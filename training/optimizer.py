@@ -1,14 +1,11 @@
-"""What a recipe asks for: its optimizer, its learning-rate schedule, its moving average."""
+"""What a recipe asks for: its optimizer, and its moving average of the weights."""
 
-import math
-from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from models.blocks import PointwiseConv2d
 from training.ema import WeightAverage
@@ -104,42 +101,6 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     return ChainedOptimizer(
         Muon(matrices, lr=rate, momentum=recipe.momentum, weight_decay=decay), sgd
     )
-
-
-def learning_rate_factor(recipe: Recipe, steps_per_epoch: int) -> Callable[[int], float]:
-    """The schedule: a function from the number of steps taken to a factor on the learning rate."""
-    total = recipe.epochs * steps_per_epoch
-    warmup = recipe.warmup * total
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        if recipe.schedule == "steps":
-            epoch = step // steps_per_epoch
-            passed = [f for start, f, _ in recipe.milestones if epoch >= start * recipe.epochs]
-            return passed[-1] if passed else 1.0
-        progress = min(1.0, (step - warmup) / (total - warmup))
-        if recipe.schedule == "linear":
-            return 1 - progress
-        return (1 + math.cos(math.pi * progress)) / 2
-
-    return factor
-
-
-def build_scheduler(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) -> LambdaLR:
-    """The recipe's schedule, which takes a step after each of the optimizer's."""
-    return LambdaLR(optimizer, learning_rate_factor(recipe, steps_per_epoch))
-
-
-def begin_epoch(optimizer: Optimizer, recipe: Recipe, epoch: int) -> None:
-    """Apply the milestone that epoch `epoch` (counted from 0) starts with, if any."""
-    if recipe.schedule != "steps":
-        return
-    for start, _, momentum in recipe.milestones:
-        if epoch == math.ceil(start * recipe.epochs):
-            optimizer.state.clear()
-            for group in optimizer.param_groups:
-                group["momentum"] = momentum
 
 
 def build_ema(model: nn.Module, recipe: Recipe) -> WeightAverage | None:

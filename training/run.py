@@ -17,8 +17,9 @@ import utils
 from training import checkpoint as checkpoints
 from training import devices, distributed, engine
 from training.ema import WeightAverage
-from training.optimizer import begin_epoch, build_ema, build_optimizer, build_scheduler
+from training.optimizer import build_ema, build_optimizer
 from training.recipe import Recipe
+from training.schedule import begin_epoch, build_scheduler
 from training.settings import Settings
 
 EVALUATION_BATCH = 500  # images, of each process
