@@ -7,7 +7,6 @@ plus the bias of the class is its logit.
 """
 
 import argparse
-import importlib
 import json
 import tempfile
 import time
@@ -22,79 +21,31 @@ if __name__ == "__main__":
     startup.begin()
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import data
 import models
 import utils
-from models import explain
 from models.mirror import untied
-from training import checkpoint as checkpoints
-from training import engine
+from training import engine, onnx_files, weights
+from training.onnx_files import INPUT, OPSET, OUTPUT, PixelClassifier
 
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-OPSET = 18
-INPUT, OUTPUT, MAPS = "pixels", "logits", "maps"
 BATCH_SIZE = 100
 TOLERANCE = 1e-3  # of the logits, between PyTorch and the same network in ONNX
+NETWORKS = ("PyTorch fp32", "ONNX fp32", "ONNX int8")
 ROUNDS, CALLS = 40, 10  # of the measurement of latency
-
-
-class PixelClassifier(nn.Module):
-    """A network with its normalisation: uint8 pixels (N, 3, 32, 32) -> logits (N, K), and with
-    `maps` also its class activation maps (N, K, H, W)."""
-
-    def __init__(
-        self,
-        network: nn.Module,
-        mean: Sequence[float],
-        std: Sequence[float],
-        *,
-        maps: bool = False,
-    ) -> None:
-        super().__init__()
-        self.network = network
-        self.maps = maps
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
-
-    def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        images = data.normalize(pixels, self.mean, self.std, torch.float32)
-        if not self.maps:
-            return self.network(images)
-        features = self.network.forward_features(images)
-        maps = explain.class_activation_maps(self.network.fc, features)
-        return self.network.forward_head(features), maps
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = utils.ArgumentParser(description=__doc__)
+    weights.add_checkpoint(parser)
+    weights.add_data(parser)
     add = parser.add_argument
-    add(
-        "--checkpoint",
-        type=Path,
-        metavar="PATH",
-        default=models.RELEASED_WEIGHTS,
-        help="weights to export (the released ones)",
-    )
     add(
         "--output",
         type=Path,
         metavar="DIR",
         help="folder of NAME.onnx and NAME.int8.onnx (that of the checkpoint NAME)",
-    )
-    add(
-        "--data",
-        choices=data.SOURCES,
-        default="auto",
-        help="auto: the sample if the weights come from it, else CIFAR-10 if it can be had",
-    )
-    add(
-        "--data-dir",
-        type=Path,
-        metavar="DIR",
-        default=data.DEFAULT_DIRECTORY,
-        help="CIFAR-10 lies or is downloaded here (data/raw)",
     )
     add(
         "--calibration-images",
@@ -105,102 +56,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--maps", action="store_true", help="also give class activation maps, as a second output")
     return parser.parse_args(argv)
-
-
-def require_packages() -> None:
-    """Raises utils.RunError where a package that exporting needs cannot be imported."""
-    for name in PACKAGES:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise utils.RunError(
-                f"exporting needs {name} ({error}): pip install -r requirements-export.txt"
-            ) from error
-
-
-def export_onnx(classifier: PixelClassifier, path: Path, metadata: dict[str, str]) -> None:
-    """Write `classifier` to `path` with PyTorch's own exporter."""
-    # Of two, because the exporter takes a batch of 1 for a constant.
-    example = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
-    with torch.no_grad():
-        program = torch.onnx.export(
-            classifier,
-            (example,),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=[INPUT],
-            output_names=[OUTPUT, MAPS] if classifier.maps else [OUTPUT],
-            dynamic_shapes={INPUT: {0: "batch"}},
-            verbose=False,
-        )
-    model = program.model_proto  # serialised anew at each access
-    graph = model.graph
-    # Where in this machine's files each operation comes from is nobody's business, and is large.
-    for part in (graph, *graph.input, *graph.output, *graph.node, *graph.value_info):
-        part.ClearField("metadata_props")
-    finish(model, path, metadata)
-
-
-def finish(model: Any, path: Path, metadata: dict[str, str]) -> None:
-    """Check the ONNX `model` and write it to `path` with `metadata`."""
-    import onnx
-
-    onnx.helper.set_model_props(model, metadata)
-    used = {node.domain for node in model.graph.node}  # onnxruntime names every domain it knows
-    opsets = [opset for opset in model.opset_import if opset.domain in used]
-    del model.opset_import[:]
-    model.opset_import.extend(opsets)
-    onnx.checker.check_model(model, full_check=True)
-    path.write_bytes(model.SerializeToString())
-
-
-def quantize(source: Path, path: Path, images: Tensor, metadata: dict[str, str]) -> None:
-    """Write the ONNX network at `source` to `path` with weights and activations of 8 bits.
-
-    Static quantisation by onnxruntime: `images` (N, 3, 32, 32) uint8 set the ranges of the
-    activations; each output channel's weights have a scale of their own.
-    """
-    import onnx
-    from onnxruntime import quantization
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Images(quantization.CalibrationDataReader):
-        def __init__(self) -> None:
-            self.batches = iter(images.split(BATCH_SIZE))
-
-        def get_next(self) -> dict[str, Any] | None:
-            batch = next(self.batches, None)
-            return None if batch is None else {INPUT: batch.numpy()}
-
-    prepared = path.with_suffix(".prepared")
-    quant_pre_process(source, prepared, skip_symbolic_shape=True)  # the exporter knows them all
-    # onnxruntime does not know the channels of a transposed convolution in groups.
-    whole = {
-        node.input[1]: [{"quant_type": quantization.QuantType.QInt8}]
-        for node in onnx.load(prepared).graph.node
-        if node.op_type == "ConvTranspose"
-    }
-    quantization.quantize_static(
-        prepared,
-        path,
-        Images(),
-        quant_format=quantization.QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=quantization.QuantType.QUInt8,
-        weight_type=quantization.QuantType.QInt8,
-        extra_options={"TensorQuantOverrides": whole},
-    )
-    finish(onnx.load(path), path, metadata)
-
-
-def open_session(content: bytes) -> Callable[[Tensor], Tensor]:
-    """The ONNX network in `content` on one CPU thread: uint8 pixels (N, 3, 32, 32) -> logits."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return lambda pixels: torch.from_numpy(session.run([OUTPUT], {INPUT: pixels.numpy()})[0])
 
 
 @torch.inference_mode()
@@ -240,7 +95,6 @@ def check(reference: engine.Evaluation, exported: engine.Evaluation) -> None:
 
 
 def report(
-    names: Sequence[str],
     sizes: Sequence[int],
     evaluations: Sequence[engine.Evaluation],
     seconds: Sequence[float],
@@ -252,7 +106,7 @@ def report(
     header = ("", "size", "accuracy", "largest difference", "equal predictions", "latency")
     lines = ["{:<13}{:>9}{:>22}{:>21}{:>20}{:>11}".format(*header)]
     reference = evaluations[0]
-    for name, size, evaluation, latency in zip(names, sizes, evaluations, seconds, strict=True):
+    for name, size, evaluation, latency in zip(NETWORKS, sizes, evaluations, seconds, strict=True):
         metrics = evaluation.metrics
         accuracy = f"{100 * metrics.accuracy:.2f} % ({metrics.correct}/{metrics.total})"
         difference = float((evaluation.logits - reference.logits).abs().max())
@@ -264,56 +118,76 @@ def report(
     return "\n".join(line.rstrip() for line in lines)
 
 
-def main(argv: list[str] | None = None) -> None:
-    arguments = parse_arguments(argv)
-    require_packages()
-    checkpoint = checkpoints.load_checkpoint(arguments.checkpoint)
-    network = checkpoints.rebuild(models.build, checkpoint, arguments.checkpoint)
-    classifier = PixelClassifier(network, **checkpoint["normalization"]).eval()
-    whole = PixelClassifier(untied(network), **checkpoint["normalization"], maps=arguments.maps)
+def load_images(
+    source: str, directory: Path, download_url: str | None, count: int
+) -> tuple[Tensor, data.Split]:
+    """`count` training images (N, 3, 32, 32) uint8 that set the ranges of int8, drawn at random,
+    and the validation split.
 
-    from_sample = checkpoint["data"]["source"] == "sample"
-    source = "sample" if arguments.data == "auto" and from_sample else arguments.data
-    source = data.find(source, arguments.data_dir, need=("train", "val"))
-    train, val = (data.load(source, arguments.data_dir, name) for name in ("train", "val"))
-    count = arguments.calibration_images
+    Raises:
+        data.DataError: they are not there and cannot be had.
+        utils.RunError: there are not so many.
+    """
+    data.find(source, directory, need=("train", "val"), download_url=download_url)
+    train, val = (data.load(source, directory, name) for name in ("train", "val"))
     if not 1 <= count <= len(train):
-        raise utils.RunError(f"{count} calibration images: choose 1 to {len(train)}")
-    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:count]
+        raise utils.RunError(f"--calibration-images {count}: choose 1 to {len(train)}")
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+    return train.images[order[:count]], val
 
-    output = arguments.output or arguments.checkpoint.parent
-    utils.make_folder(output)
+
+def describe(checkpoint: dict[str, Any], bias: Sequence[float] | None) -> dict[str, str]:
+    """The metadata of the files; `bias` of each class, where they hold maps."""
     metadata = {
         "model": checkpoint["model"],
         "classes": json.dumps(checkpoint["classes"]),
         "input": "uint8 RGB pixels (batch, 3, 32, 32); the normalisation is inside",
         "output": "logits (batch, classes); their softmax is the probabilities",
     }
-    if arguments.maps:
-        bias = network.fc.bias.tolist()
+    if bias is not None:
         metadata["maps"] = "class activation maps; the mean of one plus the bias is the logit"
         metadata["bias"] = json.dumps(bias)
+    return metadata
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse_arguments(argv)
+    onnx_files.require_packages()
+    network, checkpoint = weights.load_network(arguments.checkpoint)
+    classifier = PixelClassifier(network, **checkpoint["normalization"]).eval()
+    whole = PixelClassifier(untied(network), **checkpoint["normalization"], maps=arguments.maps)
+
+    source = weights.choose_source(arguments.data, checkpoint["data"])
+    calibration_images, val = load_images(
+        source, arguments.data_dir, arguments.download_url, arguments.calibration_images
+    )
+    reference = evaluate(classifier, val)
+    weights.require_finite(reference.logits, arguments.checkpoint)
+
+    output = arguments.output or arguments.checkpoint.parent
+    utils.make_folder(output)
+    metadata = describe(checkpoint, network.fc.bias.tolist() if arguments.maps else None)
     with tempfile.TemporaryDirectory() as folder:
         fp32, int8 = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
-        export_onnx(whole.eval(), fp32, metadata)
-        quantize(fp32, int8, train.images[chosen], metadata)
+        onnx_files.export_onnx(whole.eval(), fp32, metadata)
+        onnx_files.quantize(fp32, int8, calibration_images, metadata)
         contents = [path.read_bytes() for path in (fp32, int8)]
 
-    runs = [classifier, *(open_session(content) for content in contents)]
-    evaluations = [evaluate(run, val) for run in runs]
+    runs = [classifier, *(onnx_files.open_session(content) for content in contents)]
+    evaluations = [reference, *(evaluate(run, val) for run in runs[1:])]
     check(*evaluations[:2])
     sizes = [4 * utils.count_parameters(classifier), *map(len, contents)]
-    names = ("PyTorch fp32", "ONNX fp32", "ONNX int8")
     of_sample = " of the built-in sample" if source == "sample" else ""
     print(f"{len(val)} images of the val split{of_sample}; differences are of logits, to PyTorch:")
-    print(report(names, sizes, evaluations, latencies(runs, val.images[:1])))
+    print(report(sizes, evaluations, latencies(runs, val.images[:1])))
     print("Latency: one image on one thread, the median of calls taken in turn.")
-    if "val" in checkpoint["data"]["train_split"].split("+"):
-        print("The network was trained on these images: this is no estimate for new ones.")
+    if seen := weights.seen_in_training(checkpoint["data"], val):
+        print(seen)
     for suffix, content in zip((".onnx", ".int8.onnx"), contents, strict=True):
         path = output / (arguments.checkpoint.stem + suffix)
         utils.write_atomically(path, content)
-        print(f"Wrote {path} (opset {OPSET}, input {INPUT}, output {OUTPUT})")
+        written = utils.clean(path, utils.MESSAGE_LENGTH)
+        print(f"Wrote {written} (opset {OPSET}, input {INPUT}, output {OUTPUT})")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import data
 import models
 import plots
 import utils
-from training import checkpoint as checkpoints
+from training import weights
 
 SIZE = 32  # pixels, height and width, of what the network takes
 BATCH_SIZE = 100
@@ -41,6 +41,7 @@ class PictureError(Exception):
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = utils.ArgumentParser(description=__doc__)
+    weights.add_checkpoint(parser)
     add = parser.add_argument
     add(
         "pictures",
@@ -48,13 +49,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         metavar="PICTURE",
         help="a picture, or a folder: all files in it but hidden ones, without its subfolders",
-    )
-    add(
-        "--checkpoint",
-        type=Path,
-        metavar="PATH",
-        default=models.RELEASED_WEIGHTS,
-        help="weights (the released ones)",
     )
     add("--json", action="store_true", help="print a line of JSON a picture instead of a table")
     add("--top", type=int, metavar="N", default=3, help="classes a picture (3)")
@@ -179,14 +173,13 @@ def table_line(path: Path, prediction: Prediction, path_width: int, class_width:
 
 def printable(path: Path) -> str:
     """The path in one line that any terminal can print."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
+    return utils.clean(path, utils.MESSAGE_LENGTH)
 
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
-    checkpoint = checkpoints.load_checkpoint(arguments.checkpoint)
-    network = checkpoints.rebuild(models.build, checkpoint, arguments.checkpoint).eval()
-    classes = checkpoint["classes"]
+    network, checkpoint = weights.load_network(arguments.checkpoint)
+    classes = [utils.clean(name) for name in checkpoint["classes"]]
     if not 1 <= arguments.top <= len(classes):
         raise utils.RunError(f"--top {arguments.top}: choose 1 to {len(classes)} classes")
     paths = find_pictures(arguments.pictures)
@@ -194,6 +187,7 @@ def main(argv: list[str] | None = None) -> None:
     shown = []
     for read, images in read_batches(paths):
         probabilities = classify(network, images, **checkpoint["normalization"])
+        weights.require_finite(probabilities, arguments.checkpoint)
         for path, image, row in zip(read, images, probabilities, strict=True):
             prediction = likeliest(row, classes, arguments.top)
             if arguments.json:

@@ -18,8 +18,7 @@ import models
 import plots
 import utils
 from models import explain
-from training import checkpoint as checkpoints
-from training import devices, engine
+from training import devices, engine, weights
 
 ROOT = Path(__file__).resolve().parent
 SPLITS = ("test", "val", "train")
@@ -32,23 +31,10 @@ SAMPLE_WARNING = (
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = utils.ArgumentParser(description=__doc__)
+    weights.add_checkpoint(parser, required=True)
+    weights.add_data(parser)
     add = parser.add_argument
-    add("--checkpoint", type=Path, metavar="PATH", required=True, help="weights to score")
     add("--split", choices=SPLITS, help="images to score (test; val of the sample)")
-    add(
-        "--data",
-        choices=data.SOURCES,
-        default="auto",
-        help="auto: the sample if the weights come from it, else CIFAR-10 if it can be had",
-    )
-    add(
-        "--data-dir",
-        type=Path,
-        metavar="DIR",
-        default=data.DEFAULT_DIRECTORY,
-        help="CIFAR-10 lies or is downloaded here (data/raw)",
-    )
-    add("--download-url", metavar="URL", help="a mirror of cifar-10-python.tar.gz")
     add("--output", type=Path, metavar="DIR", help="folder of figures (runs/test-NETWORK-TIME)")
     add(
         "--explain",
@@ -68,30 +54,37 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def build_network(checkpoint: dict[str, Any], path: Path, device: torch.device) -> nn.Module:
-    """The network that the checkpoint at `path` describes, with its weights, on `device`."""
-    model = checkpoints.rebuild(models.build, checkpoint, path)
-    return model.to(device, memory_format=torch.channels_last)
-
-
 def load_split(
     source: str, split: str | None, directory: Path, download_url: str | None
 ) -> data.Split:
     """The images to score; by default CIFAR-10's test split, and of the sample, which has none,
-    the validation split."""
-    found = data.find(source, directory, need=(split or "test",), download_url=download_url)
-    return data.load(found, directory, split or ("val" if found == "sample" else "test"))
+    the validation split.
 
-
-def seen_in_training(trained: dict[str, Any], split: data.Split) -> str:
-    """One line where the network was trained on images of `split`, else nothing.
-
-    The sample's splits are cut out of CIFAR-10's splits of the same name.
+    Raises:
+        data.DataError: they are not there and cannot be had.
     """
-    if split.name not in trained["train_split"].split("+"):
-        return ""
-    some = "some of " if trained["source"] == "sample" and split.source == "cifar10" else ""
-    return f"The network was trained on {some}these images: this is no estimate for new ones."
+    split = split or ("val" if source == "sample" else "test")
+    data.find(source, directory, need=(split,), download_url=download_url)
+    return data.load(source, directory, split)
+
+
+def make_loader(
+    split: data.Split,
+    normalization: dict[str, list[float]],
+    device: torch.device,
+    precision: torch.dtype,
+) -> data.Loader:
+    """All images of the split, in order and as they are."""
+    return data.Loader(
+        split,
+        min(BATCH_SIZE, len(split)),
+        augmentation=None,
+        seed=0,
+        device=device,
+        dtype=precision,
+        shuffle=False,
+        **normalization,
+    )
 
 
 def describe(checkpoint: dict[str, Any], split: data.Split, tta: bool) -> str:
@@ -101,7 +94,7 @@ def describe(checkpoint: dict[str, Any], split: data.Split, tta: bool) -> str:
     if trained["source"] == "sample":
         parts.append("trained on the built-in sample only")
     of_sample = " of the built-in sample" if split.source == "sample" else ""
-    seen = " (seen in training)" if seen_in_training(trained, split) else ""
+    seen = " (seen in training)" if weights.seen_in_training(trained, split) else ""
     parts.append(f"{split.name} split{of_sample}{seen}")
     if tta:
         parts.append("with mirrored images")
@@ -166,6 +159,23 @@ def draw_explanations(
     )
 
 
+def report(
+    evaluation: engine.Evaluation,
+    split: data.Split,
+    classes: tuple[str, ...],
+    trained: dict[str, Any],
+    tta: bool,
+) -> None:
+    """Print the loss, the accuracy, and that of each class."""
+    metrics, confusion = evaluation.metrics, evaluation.confusion
+    mirrored = ", with mirrored images (test-time augmentation)" if tta else ""
+    line = utils.metrics_line(split.name.capitalize(), metrics.loss, metrics.correct, metrics.total)
+    print(line + mirrored)
+    if seen := weights.seen_in_training(trained, split):
+        print(seen)
+    print(utils.class_table(confusion.diag().tolist(), confusion.sum(1).tolist(), classes))
+
+
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     count, most = arguments.explain, plots.MAX_EXPLANATIONS
@@ -175,45 +185,28 @@ def main(argv: list[str] | None = None) -> None:
     precision = devices.pick_precision(arguments.precision, device)
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # CUDA's default rounds fp32 to TF32
 
-    checkpoint = checkpoints.load_checkpoint(arguments.checkpoint)
-    model = build_network(checkpoint, arguments.checkpoint, device)
-    from_sample = checkpoint["data"]["source"] == "sample"
-    source = "sample" if arguments.data == "auto" and from_sample else arguments.data
+    network, checkpoint = weights.load_network(arguments.checkpoint)
+    trained, classes = checkpoint["data"], tuple(map(utils.clean, checkpoint["classes"]))
+    source = weights.choose_source(arguments.data, trained)
     split = load_split(source, arguments.split, arguments.data_dir, arguments.download_url)
     name = f"test-{checkpoint['model']}-{datetime.now():%Y%m%d-%H%M%S}"
     output = arguments.output or ROOT / "runs" / name
     utils.make_folder(output)
-    if split.source == "sample":
+    if source == "sample":
         print(SAMPLE_WARNING, flush=True)
 
-    loader = data.Loader(
-        split,
-        min(BATCH_SIZE, len(split)),
-        augmentation=None,
-        seed=0,
-        device=device,
-        mean=checkpoint["normalization"]["mean"],
-        std=checkpoint["normalization"]["std"],
-        dtype=precision,
-        shuffle=False,
-    )
-    evaluation = engine.evaluate(model, loader, precision=precision, mirror=arguments.tta)
-
-    metrics, confusion = evaluation.metrics, evaluation.confusion
-    mirrored = ", with mirrored images (test-time augmentation)" if arguments.tta else ""
-    line = utils.metrics_line(split.name.capitalize(), metrics.loss, metrics.correct, metrics.total)
-    print(line + mirrored)
-    if seen := seen_in_training(checkpoint["data"], split):
-        print(seen)
-    classes = tuple(checkpoint["classes"])
-    print(utils.class_table(confusion.diag().tolist(), confusion.sum(1).tolist(), classes))
+    loader = make_loader(split, checkpoint["normalization"], device, precision)
+    network.to(device, memory_format=torch.channels_last)
+    evaluation = engine.evaluate(network, loader, precision=precision, mirror=arguments.tta)
+    weights.require_finite(evaluation.logits, arguments.checkpoint)
+    report(evaluation, split, classes, trained, arguments.tta)
     title = describe(checkpoint, split, arguments.tta)
     draw(evaluation, split, classes, title, output)
     if count is not None:
         images = next(iter(loader))[0].float()
-        draw_explanations(model, images, evaluation, split, classes, count, title, output)
-    print(f"Figures are in {output}")
-    if split.source == "sample":
+        draw_explanations(network, images, evaluation, split, classes, count, title, output)
+    print(f"Figures are in {utils.clean(output, utils.MESSAGE_LENGTH)}")
+    if source == "sample":
         print(SAMPLE_WARNING)
 
 

@@ -1,0 +1,141 @@
+"""A network as ONNX files: with its normalisation inside, in fp32 and quantised to int8."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import data
+import utils
+from models import explain
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+OPSET = 18
+INPUT, OUTPUT, MAPS = "pixels", "logits", "maps"
+CALIBRATION_BATCH = 100  # images
+
+
+class PixelClassifier(nn.Module):
+    """A network with its normalisation: uint8 pixels (N, 3, 32, 32) -> logits (N, K), and with
+    `maps` also its class activation maps (N, K, H, W)."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        maps: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.maps = maps
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        images = data.normalize(pixels, self.mean, self.std, torch.float32)
+        if not self.maps:
+            return self.network(images)
+        features = self.network.forward_features(images)
+        maps = explain.class_activation_maps(self.network.fc, features)
+        return self.network.forward_head(features), maps
+
+
+def require_packages() -> None:
+    """Raises utils.RunError where a package that exporting needs cannot be imported."""
+    for name in PACKAGES:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise utils.RunError(
+                f"exporting needs {name} ({error}): pip install -r requirements-export.txt"
+            ) from error
+
+
+def export_onnx(classifier: PixelClassifier, path: Path, metadata: dict[str, str]) -> None:
+    """Write `classifier` to `path` with PyTorch's own exporter."""
+    # Of two, because the exporter takes a batch of 1 for a constant.
+    example = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    with torch.no_grad():
+        program = torch.onnx.export(
+            classifier,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT, MAPS] if classifier.maps else [OUTPUT],
+            dynamic_shapes={INPUT: {0: "batch"}},
+            verbose=False,
+        )
+    model = program.model_proto  # serialised anew at each access
+    graph = model.graph
+    # Where in this machine's files each operation comes from is nobody's business, and is large.
+    for part in (graph, *graph.input, *graph.output, *graph.node, *graph.value_info):
+        part.ClearField("metadata_props")
+    finish(model, path, metadata)
+
+
+def finish(model: Any, path: Path, metadata: dict[str, str]) -> None:
+    """Check the ONNX `model` and write it to `path` with `metadata`."""
+    import onnx
+
+    onnx.helper.set_model_props(model, metadata)
+    used = {node.domain for node in model.graph.node}  # onnxruntime names every domain it knows
+    opsets = [opset for opset in model.opset_import if opset.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(opsets)
+    onnx.checker.check_model(model, full_check=True)
+    path.write_bytes(model.SerializeToString())
+
+
+def quantize(source: Path, path: Path, images: Tensor, metadata: dict[str, str]) -> None:
+    """Write the ONNX network at `source` to `path` with weights and activations of 8 bits.
+
+    Static quantisation by onnxruntime: `images` (N, 3, 32, 32) uint8 set the ranges of the
+    activations; each output channel's weights have a scale of their own.
+    """
+    import onnx
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Images(quantization.CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches = iter(images.split(CALIBRATION_BATCH))
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {INPUT: batch.numpy()}
+
+    prepared = path.with_suffix(".prepared")
+    quant_pre_process(source, prepared, skip_symbolic_shape=True)  # the exporter knows them all
+    # onnxruntime does not know the channels of a transposed convolution in groups.
+    whole = {
+        node.input[1]: [{"quant_type": quantization.QuantType.QInt8}]
+        for node in onnx.load(prepared).graph.node
+        if node.op_type == "ConvTranspose"
+    }
+    quantization.quantize_static(
+        prepared,
+        path,
+        Images(),
+        quant_format=quantization.QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+        extra_options={"TensorQuantOverrides": whole},
+    )
+    finish(onnx.load(path), path, metadata)
+
+
+def open_session(content: bytes) -> Callable[[Tensor], Tensor]:
+    """The ONNX network in `content` on one CPU thread: uint8 pixels (N, 3, 32, 32) -> logits."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return lambda pixels: torch.from_numpy(session.run([OUTPUT], {INPUT: pixels.numpy()})[0])

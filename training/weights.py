@@ -1,0 +1,80 @@
+"""What the commands that use weights share: the flags that name weights and images, the network of
+a checkpoint, and what is to be said of its results."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+import data
+import models
+import utils
+from training import checkpoint as checkpoints
+
+AUTO = "auto: the sample if the weights come from it, else CIFAR-10"
+
+
+def add_checkpoint(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+    """The flag --checkpoint, by default the released weights."""
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="PATH",
+        required=required,
+        default=models.RELEASED_WEIGHTS,
+        help="weights" if required else "weights (the released ones)",
+    )
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """The flags --data, --data-dir and --download-url."""
+    add = parser.add_argument
+    add("--data", choices=data.SOURCES, default="auto", help=AUTO)
+    add(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        default=data.DEFAULT_DIRECTORY,
+        help="CIFAR-10 lies or is downloaded here (data/raw)",
+    )
+    add("--download-url", metavar="URL", help="a mirror of cifar-10-python.tar.gz")
+
+
+def load_network(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of the checkpoint at `path` in evaluation mode, on the CPU, and the checkpoint.
+
+    Raises:
+        utils.RunError: there is no checkpoint, or it is damaged or of another network.
+    """
+    checkpoint = checkpoints.load_checkpoint(path)
+    return checkpoints.rebuild(models.build, checkpoint, path).eval(), checkpoint
+
+
+def choose_source(asked: str, trained: dict[str, Any]) -> str:
+    """ "cifar10" or "sample": what --data asks for, of weights with the checkpoint's "data".
+
+    What cannot be had is never replaced: scores on the sample would flatter.
+    """
+    if asked != "auto":
+        return asked
+    return "sample" if trained["source"] == "sample" else "cifar10"
+
+
+def seen_in_training(trained: dict[str, Any], split: data.Split) -> str:
+    """One line where the network was trained on images of `split`, else nothing.
+
+    The sample's splits are cut out of CIFAR-10's splits of the same name.
+    """
+    if split.name not in trained["train_split"].split("+"):
+        return ""
+    some = "some of " if trained["source"] == "sample" and split.source == "cifar10" else ""
+    return f"The network was trained on {some}these images: this is no estimate for new ones."
+
+
+def require_finite(results: Tensor, path: Path) -> None:
+    """Raises utils.RunError where a network gives something other than finite numbers."""
+    if not results.isfinite().all():
+        raise utils.RunError(
+            f"the weights in {path} give results that are not finite: use another checkpoint"
+        )
