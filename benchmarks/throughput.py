@@ -39,6 +39,7 @@ from benchmarks.shares import SHARES, progress, record_parts, recorded, shares_o
 from training import devices, engine
 from training.recipe import RECIPES
 
+TRAINED = (models.names()[0], reference.MODEL)
 OVERHEAD = ("data", "statistics", "logging")
 PROFILED_STEPS = 20
 
@@ -125,7 +126,7 @@ def measure_data(conditions: Conditions) -> list[Row]:
 
 
 def measure_training(conditions: Conditions) -> list[Row]:
-    return [row for name in models.names() for row in training_rows(name, conditions)]
+    return [row for name in TRAINED for row in training_rows(name, conditions)]
 
 
 def training_rows(name: str, conditions: Conditions) -> list[Row]:
@@ -166,7 +167,7 @@ def training_rows(name: str, conditions: Conditions) -> list[Row]:
 def measure_shares(conditions: Conditions) -> list[Row]:
     device, rows = conditions.device, []
     steps = 3 if conditions.quick else PROFILED_STEPS
-    for name in models.names():
+    for name in TRAINED:
         run, loader = common.fresh_run(name, RECIPES[name], conditions.split, device)
         record_parts(run, functools.partial(recorded, device=device))
         shares = [

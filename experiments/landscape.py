@@ -23,10 +23,13 @@ PUBLISHED = Path(__file__).resolve().with_name("published.csv")
 
 
 def ours() -> list[plots.System]:
-    """Each network, with its accuracy after the last epoch of its history."""
+    """Each network that has a history, with its accuracy after the last epoch of it."""
     systems = []
     for name in models.names():
-        accuracy = read_history(common.ROOT / "checkpoints" / f"{name}_history.csv")[-1]
+        history = common.ROOT / "checkpoints" / f"{name}_history.csv"
+        if not history.exists():
+            continue
+        accuracy = read_history(history)[-1]
         config = {}
         if name == models.names()[0]:  # as it was when its weights were released
             config = checkpoints.load_checkpoint(models.RELEASED_WEIGHTS)["config"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from .baseline import Baseline, BaselineConfig
-from .under100k import Under100k, Under100kConfig
+from .under100k import Under25kConfig, Under50kConfig, Under100k, Under100kConfig
 
 __all__ = ["RELEASED_WEIGHTS", "ModelError", "build", "config_dict", "names"]
 
@@ -19,6 +19,8 @@ RELEASED_WEIGHTS = Path(__file__).resolve().parent.parent / "checkpoints" / "und
 
 _NETWORKS = {
     "under100k": (Under100k, Under100kConfig),
+    "under50k": (Under100k, Under50kConfig),
+    "under25k": (Under100k, Under25kConfig),
     "baseline": (Baseline, BaselineConfig),
 }
 

@@ -53,6 +53,24 @@ class Under100kConfig:
     mirror: bool = True
 
 
+@dataclass(frozen=True)
+class Under50kConfig(Under100kConfig):
+    """The same network at about half the parameters: see Under100kConfig."""
+
+    widths: tuple[int, int] = (32, 64)
+    hidden: tuple[int, int] = (64, 64)
+    depths: tuple[int, int, int, int] = (4, 2, 2, 2)
+
+
+@dataclass(frozen=True)
+class Under25kConfig(Under100kConfig):
+    """The same network at about a quarter of the parameters: see Under100kConfig."""
+
+    widths: tuple[int, int] = (32, 32)
+    hidden: tuple[int, int] = (32, 64)
+    depths: tuple[int, int, int, int] = (3, 2, 2, 2)
+
+
 GROUPS = 8  # of the hourglass's ways down and up
 
 

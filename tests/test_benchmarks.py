@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import data
-import models
 from benchmarks import common, processes, reference, scaling, shares, throughput, time_to_accuracy
 from benchmarks.common import Row
 from benchmarks.resnet20 import ResNet20
@@ -68,7 +67,7 @@ def test_throughput_reports_rates_ratios_and_shares(tmp_path, capsys, monkeypatc
     assert all(math.isfinite(v) and v >= 0 for row in rows for v in row.values)
     assert all(row.median > 0 for row in rows if row.part != "shares")
     median = {row.measure: row.median for row in rows}
-    for name in models.names():
+    for name in throughput.TRAINED:
         parts = [median[f"{name}: {part}"] for part in (*shares.SHARES, "other")]
         assert sum(parts) == pytest.approx(100)
         assert parts[-1] < 20 and median[f"{name}: backward"] > 10

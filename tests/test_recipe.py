@@ -69,6 +69,11 @@ def test_every_network_has_a_recipe():
     assert RECIPES.keys() == set(models.names())
 
 
+@pytest.mark.parametrize("name", ["under50k", "under25k"])
+def test_a_smaller_network_is_trained_as_the_default_one_for_100_epochs(name):
+    assert RECIPES[name] == dataclasses.replace(RECIPES["under100k"], epochs=100)
+
+
 @pytest.mark.parametrize("name", models.names())
 def test_every_field_of_a_recipe_has_a_flag(name):
     """But for two that only the notebook's recipe needs: the flags bring back the recipe."""

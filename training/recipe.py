@@ -106,6 +106,7 @@ RECIPES = {
         mixup=0.4,
     ),
 }
+RECIPES |= dict.fromkeys(("under50k", "under25k"), replace(RECIPES["under100k"], epochs=100))
 
 # The recipe by name: "default" is the network's own. "short" is it with what a budget of a few
 # epochs asks for: a shorter average of the weights, and no more augmentation than it can use.
