@@ -7,7 +7,7 @@
 import argparse
 import shlex
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import utils
 from training import checkpoint as checkpoints
 from training import devices, distributed, tensorboard
 from training.epochs import Saver, train
-from training.figures import Watch, draw, draw_augmentation
+from training.figures import Watch, draw, draw_augmentation, is_over
 from training.recipe import NAMES, OPTIMIZERS, SCHEDULES, RecipeError
 from training.run import build_loaders, build_run, resume, seed_dropout
 from training.settings import Plan, make_plan
@@ -115,8 +115,8 @@ def resume_command(given: dict[str, Any], output: Path) -> str:
     return shlex.join([*distributed.command(), sys.argv[0], *map(str, flags)])
 
 
-def carry_out(plan: Plan, given: dict[str, Any], device: torch.device) -> None:
-    """Train, save and draw."""
+def carry_out(plan: Plan, given: dict[str, Any], device: torch.device, held: ExitStack) -> None:
+    """Train, save and draw; `held` keeps the lock of the folder."""
     settings, output = plan.settings, plan.output
     devices.pick_precision(settings.precision, device)  # refuses what the device cannot do
     if settings.source == "sample":
@@ -124,55 +124,70 @@ def carry_out(plan: Plan, given: dict[str, Any], device: torch.device) -> None:
     directory = given.get("data_dir", data.DEFAULT_DIRECTORY)
     loader, eval_loader = build_loaders(settings, directory, device)
     is_main = distributed.is_main()
-    with checkpoints.locked(output) if is_main else nullcontext():
-        if is_main:
-            checkpoints.claim(output, plan.resumed, plan.source)
-        utils.seed_everything(settings.seed)
-        run = build_run(settings, device, len(loader))
-        if given.get("compile"):
-            run.model.compile(dynamic=False)  # an epoch's last batch has a size of its own
-        if is_main:
-            utils.print_summary(models.build(settings.model, **settings.config), IMAGE_SIZE)
-            utils.write_json(output / "config.json", asdict(settings))
-            draw_augmentation(settings, loader, output)
-        seed_dropout(settings.seed, 0)
-        if plan.checkpoint is not None:  # last, for it restores the random state
-            resume(run, plan.checkpoint, loader, plan.source)
-        board = None
-        if is_main and given.get("tensorboard"):
-            board = tensorboard.Board(run, output / "tensorboard")
-        watch = Watch(run, output, board) if is_main else lambda: None
-        saver = Saver(run, output, given.get("checkpoint_minutes", CHECKPOINT_MINUTES))
-        try:
-            evaluation = train(run, loader, eval_loader, saver, watch)
-        except utils.Interrupted as interrupted:
-            command = resume_command(given, output)
-            utils.say_goodbye(f"{interrupted}: all is saved; go on with\n{command}")
-            sys.exit(interrupted.status)
-        if is_main:
-            checkpoints.save_checkpoint(output / "weights.pt", run.weights())
-            draw(run, evaluation, output)
-            if board is not None:
-                board.close(sorted(output.glob("*.png")))
+    if is_main:
+        open_folder(plan, held)
+    utils.seed_everything(settings.seed)
+    run = build_run(settings, device, len(loader))
+    if given.get("compile"):
+        run.model.compile(dynamic=False)  # an epoch's last batch has a size of its own
+    if is_main:
+        utils.print_summary(models.build(settings.model, **settings.config), IMAGE_SIZE)
+        utils.write_json(output / "config.json", asdict(settings))
+        draw_augmentation(settings, loader, output)
+    seed_dropout(settings.seed, 0)
+    if plan.checkpoint is not None:  # last, for it restores the random state
+        resume(run, plan.checkpoint, loader, plan.source)
+    board = None
+    if is_main and given.get("tensorboard"):
+        board = tensorboard.Board(run, output / "tensorboard")
+    watch = Watch(run, output, board) if is_main else lambda: None
+    saver = Saver(run, output, given.get("checkpoint_minutes", CHECKPOINT_MINUTES))
+    try:
+        evaluation = train(run, loader, eval_loader, saver, watch)
+    except utils.Interrupted as interrupted:
+        command = resume_command(given, output)
+        utils.say_goodbye(f"{interrupted}: all is saved; go on with\n{command}")
+        sys.exit(interrupted.status)
+    if is_main:
+        checkpoints.save_checkpoint(output / "weights.pt", run.weights())
+        draw(run, evaluation, output)
+        if board is not None:
+            board.close(sorted(output.glob("*.png")))
     print(f"Weights, history and figures are in {output}")
     if settings.source == "sample":
         print(SAMPLE_WARNING)
 
 
+def open_folder(plan: Plan, held: ExitStack) -> None:
+    """Lock the run's folder, and refuse one that holds another run."""
+    if not plan.locked:
+        held.enter_context(checkpoints.locked(plan.output))
+    checkpoints.claim(plan.output, plan.resumed, plan.source)
+    if plan.source != plan.resumed:
+        older = plan.source.name
+        print(
+            f"{plan.resumed} is not intact: going on from {older}, the one before", file=sys.stderr
+        )
+
+
 def work_together(given: dict[str, Any], device: torch.device) -> None:
     """The whole training, by this process alone or with others."""
     is_main = distributed.is_main()
-    with distributed.process_group(device):
+    with distributed.process_group(device), ExitStack() as held:
         # Files are read by one process, so that the others see no other state of them.
-        planned = distributed.broadcast(make_plan(given, device) if is_main else None)
+        plan = distributed.broadcast(make_plan(given, device, held) if is_main else None)
+        if distributed.broadcast(is_over(plan) if is_main else None):
+            epochs = plan.settings.recipe.epochs
+            print(f"The run in {plan.output} is over: it has trained its {epochs} epochs")
+            return
         try:
-            carry_out(planned, given, device)
+            carry_out(plan, given, device, held)
         except RuntimeError as error:
             if not distributed.is_lost(error):
                 raise
             raise utils.RunError(
                 "another process of this training ended; the last checkpoint, if there is one yet,"
-                f" is intact: go on with {resume_command(given, planned.output)}"
+                f" is intact: go on with {resume_command(given, plan.output)}"
             ) from error
 
 

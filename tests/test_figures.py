@@ -1,6 +1,7 @@
 """A training that can be watched: its folder and TensorBoard show it while it goes on."""
 
 import itertools
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def training(tmp_path):
     """A run of three epochs of two steps, its loaders and its folder."""
-    settings = make_plan({**FLAGS, "output": tmp_path}, CPU).settings
+    settings = make_plan({**FLAGS, "output": tmp_path}, CPU, ExitStack()).settings
     loaders = build_loaders(settings, tmp_path, CPU)
     utils.seed_everything(0)
     return build_run(settings, CPU, len(loaders[0])), loaders, tmp_path

@@ -26,7 +26,7 @@ import utils
 from benchmarks.common import first
 from stress.fuzz import digest, interrupted_after
 from training import checkpoint as checkpoints
-from training import settings
+from training import figures, settings
 from training.epochs import LOOK_EVERY, Monitor
 from training.run import build_run
 from training.settings import settings_of
@@ -248,6 +248,55 @@ def test_what_is_settled_may_be_said_again_but_not_changed(command, tmp_path):
     assert "--seed, --flip cannot change" in err and "--epochs" not in err
     assert last.read_bytes() == before
     assert command(*FP32, "--resume", last, "--data", "auto", "--precision", "auto")[0] == 0
+
+
+def contents(folder):
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("evaluated", ["val", "none"])
+def test_a_run_that_is_over_is_left_as_it_is(command, tmp_path, monkeypatch, evaluated):
+    monkeypatch.setattr(train, "draw", figures.draw)
+    run = tmp_path / "a"
+    flags = [*FP32, "--eval-split", evaluated, "--output", run]
+    assert command(*flags)[0] == 0
+    before = contents(run)
+    for again in (["--resume", run], [*flags, "--resume", "auto"]):
+        status, out, err = command(*again)
+        assert (status, err) == (0, "")
+        assert out == f"The run in {run} is over: it has trained its {EPOCHS} epochs\n"
+    assert contents(run) == before
+    (run / figures.CURVES).unlink()  # as after a kill, or where someone wants it drawn anew
+    assert command("--resume", run)[0] == 0
+    assert contents(run).keys() == before.keys()
+
+
+@pytest.mark.parametrize("auto", [False, True])
+@pytest.mark.parametrize(
+    "there",
+    [{checkpoints.LAST, checkpoints.LOCK}, {checkpoints.LAST}, {checkpoints.LOCK}],
+    ids=["a run", "a copy of a run", "a run without a checkpoint yet"],
+)
+def test_what_another_training_did_meanwhile_is_kept(
+    command, tmp_path, monkeypatch, undisturbed, auto, there
+):
+    """The first of two ends its run just before the second gets the lock."""
+    run = tmp_path / "a"
+    with interrupted_after(2):
+        command(*FP32, "--output", run)
+    for path in set(run.iterdir()) - {run / name for name in there}:
+        path.unlink()
+    lock = checkpoints._lock
+
+    def lock_late(file, folder):
+        shutil.copy(tmp_path / "undisturbed" / checkpoints.LAST, run)
+        lock(file, folder)
+
+    monkeypatch.setattr(checkpoints, "_lock", lock_late)
+    flags = [*FP32, "--output", run, "--resume", "auto"] if auto else ["--resume", run]
+    status, out, _ = command(*flags)
+    assert status == 0 and "Epoch" not in out
+    assert digest(checkpoints.load_checkpoint(run / checkpoints.LAST)) == undisturbed
 
 
 # ------------------------------------------------------------------------------- damage and its end

@@ -13,9 +13,10 @@ import utils
 from training import checkpoint as checkpoints
 from training import engine
 from training.run import Run, augmentation_of
-from training.settings import Settings
+from training.settings import Plan, Settings
 from training.tensorboard import Board
 
+CURVES, CLASS_ACCURACY, CONFUSION = "validation.png", "class_accuracy.png", "confusion_matrix.png"
 AUGMENTED_EPOCHS = 4
 MOST_TIME = 0.01  # of the training's, that drawing may take while it goes on
 
@@ -57,7 +58,7 @@ def draw_curves(run: Run, output: Path) -> None:
     settings = run.settings
     plots.validation(
         run.history,
-        output / "validation.png",
+        output / CURVES,
         title=settings.title,
         eval_split=settings.eval_split,
         label_smoothed=settings.recipe.label_smoothing > 0,
@@ -75,8 +76,22 @@ def draw(run: Run, evaluation: engine.Evaluation | None, output: Path) -> None:
     confusion = evaluation.confusion
     correct, total = confusion.diag().tolist(), confusion.sum(1).tolist()
     print(utils.class_table(correct, total, data.CLASSES))
-    plots.class_accuracy(correct, total, data.CLASSES, output / "class_accuracy.png", title=title)
-    plots.confusion_matrix(confusion, data.CLASSES, output / "confusion_matrix.png", title=title)
+    plots.class_accuracy(correct, total, data.CLASSES, output / CLASS_ACCURACY, title=title)
+    plots.confusion_matrix(confusion, data.CLASSES, output / CONFUSION, title=title)
+
+
+def is_over(plan: Plan) -> bool:
+    """Whether the run has nothing left to do: no epoch, and no file that is written at its end."""
+    epochs = plan.settings.recipe.epochs
+    if plan.checkpoint is None or plan.checkpoint["epoch"] < epochs:
+        return False
+    scores = () if plan.settings.eval_split == "none" else (CLASS_ACCURACY, CONFUSION)
+    if not all((plan.output / name).exists() for name in ("history.csv", CURVES, *scores)):
+        return False
+    try:  # a kill may have left those of the epoch before
+        return checkpoints.load_checkpoint(plan.output / "weights.pt")["epoch"] == epochs
+    except utils.RunError:
+        return False
 
 
 @dataclass

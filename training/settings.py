@@ -1,6 +1,6 @@
 """What a run is: from the flags of a new one, or from the checkpoint of an interrupted one."""
 
-import sys
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
@@ -116,8 +116,10 @@ class Plan:
     """What the flags and the files say that is to be done.
 
     Attributes:
+        output: the folder of the run.
         resumed: the checkpoint to go on from that the user asked for, None for a new run.
         source: the one that was intact, and `checkpoint` its content.
+        locked: whether the lock of the folder is taken already.
     """
 
     settings: Settings
@@ -125,33 +127,62 @@ class Plan:
     resumed: Path | None = None
     source: Path | None = None
     checkpoint: dict[str, Any] | None = None
+    locked: bool = False
 
 
-def make_plan(given: dict[str, Any], device: torch.device) -> Plan:
+def make_plan(given: dict[str, Any], device: torch.device, held: ExitStack) -> Plan:
     """What these flags, of which only those given are there, ask for.
+
+    Where the folder holds a run already, its lock is taken before anything in it is read, so that
+    no other training goes on in between.
+
+    Args:
+        held: what the lock goes into, if it is taken.
 
     Raises:
         utils.RunError, data.DataError, models.ModelError, RecipeError: it cannot be done.
     """
-    resumed = find_resumed(given)
+    folder = find_folder(given)
+    if folder is None or not (folder / checkpoints.LOCK).exists():
+        # What cannot be done is refused before a lock is left behind.
+        plan = read_plan(folder, given, device)
+        if plan.resumed is None or plan.resumed.parent != folder:
+            return plan
+    held.enter_context(checkpoints.locked(folder))
+    return replace(read_plan(folder, given, device), locked=True)
+
+
+def read_plan(folder: Path | None, given: dict[str, Any], device: torch.device) -> Plan:
+    """As make_plan, in this folder (None: a new one) and without its lock."""
+    resumed = find_resumed(given, folder)
     if resumed is None:
         settings = new_settings(given, device)
-        return Plan(settings, output_folder(given, settings, None))
+        new = RUNS / f"{settings.model}-{datetime.now():%Y%m%d-%H%M%S}"
+        return Plan(settings, folder or new)
     checkpoint, source = load_resumed(resumed)
     settings = settings_of(checkpoint, given, source)
     checkpoints.rebuild(models.build, checkpoint, source)  # refuses weights of another network
-    return Plan(settings, output_folder(given, settings, resumed), resumed, source, checkpoint)
+    return Plan(settings, folder, resumed, source, checkpoint)
 
 
-def find_resumed(given: dict[str, Any]) -> Path | None:
+def find_folder(given: dict[str, Any]) -> Path | None:
+    """The folder of the run, where a resumed one stays where it was; None for one to be named."""
+    resume = given.get("resume")
+    if "output" in given or resume is None:
+        return given.get("output")
+    if resume == AUTO:
+        model = given.get("model", models.names()[0])
+        latest = checkpoints.find_latest(RUNS.glob(f"{model}-*"))
+        return None if latest is None else latest.parent
+    return resume if resume.is_dir() else resume.parent
+
+
+def find_resumed(given: dict[str, Any], folder: Path | None) -> Path | None:
     """The checkpoint to go on from; None for a new run."""
     resume = given.get("resume")
-    if resume != AUTO:
-        return resume / checkpoints.LAST if resume is not None and resume.is_dir() else resume
-    if "output" in given:
-        return checkpoints.find_latest([given["output"]])
-    model = given.get("model", models.names()[0])
-    return checkpoints.find_latest(RUNS.glob(f"{model}-*"))
+    if resume == AUTO:
+        return checkpoints.find_latest([] if folder is None else [folder])
+    return resume / checkpoints.LAST if resume is not None and resume.is_dir() else resume
 
 
 def load_resumed(path: Path) -> tuple[dict[str, Any], Path]:
@@ -159,18 +190,7 @@ def load_resumed(path: Path) -> tuple[dict[str, Any], Path]:
     older = path.with_name(checkpoints.PREVIOUS)
     try:
         return checkpoints.load_checkpoint(path), path
-    except utils.RunError as error:
+    except utils.RunError:
         if path.name != checkpoints.LAST or not older.exists():
             raise
-        checkpoint = checkpoints.load_checkpoint(older)
-        print(f"{error}; going on from {older.name}, the one before it", file=sys.stderr)
-        return checkpoint, older
-
-
-def output_folder(given: dict[str, Any], settings: Settings, resumed: Path | None) -> Path:
-    """The folder of the run; a resumed run stays where it was."""
-    if "output" in given:
-        return given["output"]
-    if resumed is not None:
-        return resumed.parent
-    return RUNS / f"{settings.model}-{datetime.now():%Y%m%d-%H%M%S}"
+        return checkpoints.load_checkpoint(older), older
