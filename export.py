@@ -166,14 +166,15 @@ def main(argv: list[str] | None = None) -> None:
 
     output = arguments.output or arguments.checkpoint.parent
     utils.make_folder(output)
-    metadata = describe(checkpoint, network.fc.bias.tolist() if arguments.maps else None)
+    metadata = describe(checkpoint, classifier.network.fc.bias.tolist() if arguments.maps else None)
     with tempfile.TemporaryDirectory() as folder:
         fp32, int8 = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
         onnx_files.export_onnx(whole.eval(), fp32, metadata)
         onnx_files.quantize(fp32, int8, calibration_images, metadata)
         contents = [path.read_bytes() for path in (fp32, int8)]
 
-    runs = [classifier, *(onnx_files.open_session(content) for content in contents)]
+    runs: list[Callable[[Tensor], Tensor]] = [classifier]
+    runs += [onnx_files.open_session(content) for content in contents]
     evaluations = [reference, *(evaluate(run, val) for run in runs[1:])]
     check(*evaluations[:2])
     sizes = [4 * utils.count_parameters(classifier), *map(len, contents)]

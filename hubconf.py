@@ -23,6 +23,7 @@ def _import_models() -> types.ModuleType:
     name = f"cifar10_under100k_models_{zlib.crc32(bytes(folder)):08x}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, folder / "__init__.py")
+        assert spec is not None and spec.loader is not None
         sys.modules[name] = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(sys.modules[name])

@@ -151,8 +151,8 @@ def classify(
     network: nn.Module, images: Tensor, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
     """uint8 images (N, 3, 32, 32) -> the probability of each class, (N, K)."""
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
-    return network(data.normalize(images, mean, std, torch.float32)).softmax(1)
+    means, stds = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+    return network(data.normalize(images, means, stds, torch.float32)).softmax(1)
 
 
 def likeliest(probabilities: Tensor, classes: Sequence[str], count: int) -> Prediction:
@@ -184,7 +184,7 @@ def main(argv: list[str] | None = None) -> None:
         raise utils.RunError(f"--top {arguments.top}: choose 1 to {len(classes)} classes")
     paths = find_pictures(arguments.pictures)
     widths = max(len(printable(path)) for path in paths), max(map(len, classes))
-    shown = []
+    shown: list[tuple[Tensor, str, Prediction]] = []
     for read, images in read_batches(paths):
         probabilities = classify(network, images, **checkpoint["normalization"])
         weights.require_finite(probabilities, arguments.checkpoint)
@@ -199,9 +199,9 @@ def main(argv: list[str] | None = None) -> None:
     if not shown:
         sys.exit(2)
     if arguments.grid is not None:
-        images, names, predictions = zip(*shown, strict=True)
+        pictures, names, predictions = zip(*shown, strict=True)
         title = f"Your pictures as {checkpoint['model']} sees them, and what it takes them for"
-        plots.predictions(torch.stack(images), names, predictions, arguments.grid, title=title)
+        plots.predictions(torch.stack(pictures), names, predictions, arguments.grid, title=title)
 
 
 if __name__ == "__main__":

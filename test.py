@@ -81,9 +81,10 @@ def make_loader(
         augmentation=None,
         seed=0,
         device=device,
+        mean=normalization["mean"],
+        std=normalization["std"],
         dtype=precision,
         shuffle=False,
-        **normalization,
     )
 
 
@@ -183,7 +184,8 @@ def main(argv: list[str] | None = None) -> None:
         raise utils.RunError(f"--explain {count}: choose 1 to {most} images")
     device = devices.pick_device(arguments.device)
     precision = devices.pick_precision(arguments.precision, device)
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # CUDA's default rounds fp32 to TF32
+    # CUDA's default rounds fp32 to TF32.
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
 
     network, checkpoint = weights.load_network(arguments.checkpoint)
     trained, classes = checkpoint["data"], tuple(map(utils.clean, checkpoint["classes"]))
@@ -196,7 +198,7 @@ def main(argv: list[str] | None = None) -> None:
         print(SAMPLE_WARNING, flush=True)
 
     loader = make_loader(split, checkpoint["normalization"], device, precision)
-    network.to(device, memory_format=torch.channels_last)
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     evaluation = engine.evaluate(network, loader, precision=precision, mirror=arguments.tta)
     weights.require_finite(evaluation.logits, arguments.checkpoint)
     report(evaluation, split, classes, trained, arguments.tta)

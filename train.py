@@ -135,7 +135,8 @@ def carry_out(plan: Plan, given: dict[str, Any], device: torch.device, held: Exi
         utils.write_json(output / "config.json", asdict(settings))
         draw_augmentation(settings, loader, output)
     seed_dropout(settings.seed, 0)
-    if plan.checkpoint is not None:  # last, for it restores the random state
+    if plan.checkpoint is not None and plan.source is not None:
+        # Last, for it restores the random state.
         resume(run, plan.checkpoint, loader, plan.source)
     board = None
     if is_main and given.get("tensorboard"):
@@ -163,7 +164,7 @@ def open_folder(plan: Plan, held: ExitStack) -> None:
     if not plan.locked:
         held.enter_context(checkpoints.locked(plan.output))
     checkpoints.claim(plan.output, plan.resumed, plan.source)
-    if plan.source != plan.resumed:
+    if plan.source is not None and plan.source != plan.resumed:
         older = plan.source.name
         print(
             f"{plan.resumed} is not intact: going on from {older}, the one before", file=sys.stderr

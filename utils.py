@@ -73,9 +73,11 @@ def run_script(main: Callable[[], None], *errors: type[Exception]) -> None:
     # Python has None for a stream that was closed when it started.
     sys.stdout, sys.stderr = (s or open(os.devnull, "w") for s in (sys.stdout, sys.stderr))
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a path may hold what the locale lacks
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path may hold what the locale lacks
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(_CleanFormatter())
+    foreseen: tuple[type[Exception], ...] = (RunError, *errors)
     try:
         main()
         sys.stdout.flush()
@@ -83,7 +85,7 @@ def run_script(main: Callable[[], None], *errors: type[Exception]) -> None:
         # Whoever reads the output has enough of it, as in `| head`: that needs no message.
         _discard(sys.stdout)
         sys.exit(1)
-    except (RunError, *errors) as error:
+    except foreseen as error:
         line = clean(" ".join(str(error).split()), MESSAGE_LENGTH)
         print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
         try:
@@ -244,7 +246,7 @@ def unwrap(model: nn.Module) -> nn.Module:
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
         elif hasattr(model, "_orig_mod"):  # torch.compile's wrapper has no public name
-            model = model._orig_mod
+            model = model.get_submodule("_orig_mod")
         else:
             return model
 

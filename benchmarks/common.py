@@ -5,11 +5,11 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torchvision
@@ -24,6 +24,7 @@ from training.recipe import Recipe
 from training.run import Run, build_loader, build_run
 from training.settings import Settings
 
+K = TypeVar("K")
 ROOT = Path(__file__).resolve().parents[1]
 WARM_UP = 2  # batches before the clock starts
 QUICK_IMAGES = 1500
@@ -181,13 +182,13 @@ def images_per_second(
 
 
 def alternate(
-    measurements: dict[str, Callable[[], float]], repetitions: int
-) -> dict[str, list[float]]:
+    measurements: Mapping[K, Callable[[], float]], repetitions: int
+) -> dict[K, list[float]]:
     """Take all measurements in turn, `repetitions` times: a value a repetition of each.
 
     Every other round goes backwards, so that a machine that slowly changes favours none.
     """
-    values: dict[str, list[float]] = {name: [] for name in measurements}
+    values: dict[K, list[float]] = {name: [] for name in measurements}
     for repetition in range(repetitions):
         names = list(measurements)
         for name in names[::-1] if repetition % 2 else names:
@@ -244,7 +245,7 @@ def report(rows: Sequence[Row], path: Path, device: torch.device, *, quick: bool
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as aligned text: medians, the range of the repetitions, and targets."""
-    lines = [("part", "measure", "median", "from", "to", "unit", "target")]
+    lines: list[tuple[str, ...]] = [("part", "measure", "median", "from", "to", "unit", "target")]
     for row in rows:
         numbers = (row.median, min(row.values), max(row.values))
         target = ""

@@ -124,13 +124,14 @@ class Watch(TorchDispatchMode):
 @torch.no_grad()
 def backward(loss: Tensor) -> None:
     """`loss.backward()`, node by node: PyTorch's own engine would ask the driver for streams."""
-    nodes, gradients = [loss.grad_fn], {loss.grad_fn: {0: torch.ones_like(loss)}}
+    nodes: list[Any] = [loss.grad_fn]
+    gradients: dict[Any, dict[int, Tensor]] = {loss.grad_fn: {0: torch.ones_like(loss)}}
     for node in nodes:  # grows
         nodes += {parent for parent, _ in node.next_functions if parent} - set(nodes)
     for node in sorted(nodes, key=lambda n: (hasattr(n, "variable"), -n._sequence_nr())):
         inputs = [gradients[node].get(i) for i in range(len(node._input_metadata))]
         if hasattr(node, "variable"):
-            accumulate(node.variable, inputs[0])
+            accumulate(node.variable, gradients[node][0])
             continue
         outputs = node(*inputs)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -162,7 +163,7 @@ def convolution_backend(select: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         if args[0].dtype != torch.bfloat16:
             return select(*args, **kwargs)
-        backends = torch._C._ConvBackend
+        backends = torch._C._ConvBackend  # type: ignore[attr-defined]
         return backends.CudnnTranspose if kwargs["transposed"] else backends.Cudnn
 
     return call

@@ -38,7 +38,7 @@ def main() -> None:
     parser = utils.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--operations", action="store_true", help="name them, with their number")
     named = parser.parse_args().operations
-    rows = [("network", "precision", *PARTS, "all", "waits")]
+    rows: list[tuple[str, ...]] = [("network", "precision", *PARTS, "all", "waits")]
     for model in models.names():
         for precision in devices.PRECISIONS:
             step = last_step(model, precision)

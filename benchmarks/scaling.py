@@ -71,7 +71,7 @@ def sweeps(split: data.Split, device: torch.device, *, seconds: float) -> dict[s
     threads, size = torch.get_num_threads(), min(RECIPES[MODEL].batch_size, len(split))
     steps = functools.partial(time_steps, split, device, seconds=seconds)
     counts = [n for n in IMAGES if n < len(split)] + [len(split)]
-    result = {
+    result: dict[str, Sweep] = {
         "images": {
             n: functools.partial(time_epoch, common.first(split, n), device) for n in counts
         },

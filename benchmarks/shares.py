@@ -66,7 +66,7 @@ def record_parts(run: Run, record: Callable[[str, Callable[..., Any]], Callable[
         scaled.backward = record("backward", scaled.backward)
         return scaled
 
-    scaler.scale = scale_and_record
+    scaler.scale = scale_and_record  # type: ignore[assignment]
 
 
 def shares_of_a_step(

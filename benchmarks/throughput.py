@@ -135,6 +135,7 @@ def training_rows(name: str, conditions: Conditions) -> list[Row]:
     size = loader.batch_size
     model = models.build(name).to(device)
     optimizer = reference.build_optimizer(model, 0)
+    assert optimizer is not None
     reference_loader = reference.build_loader(split, device, batch_size=size)
     after_step = progress(run.model, device)
 
@@ -192,12 +193,12 @@ def measure_inference(conditions: Conditions) -> list[Row]:
     def work(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> int:
         return len(engine.evaluate(model, batches, precision=precision).labels)
 
-    measurements = {}
+    measurements: dict[str, Callable[[], float]] = {}
     for size in (1, 500):
         images = torch.randn(size, 3, 32, 32, device=device).to(precision)
         batch = images.to(memory_format=torch.channels_last), torch.zeros(size, dtype=torch.int64)
         for name, model in networks.items():
-            model.to(device, memory_format=torch.channels_last)
+            model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             measurements[f"{name}, batch {size}"] = functools.partial(
                 conditions.images_per_second, functools.partial(work, model), repeat(batch), 1
             )

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +65,7 @@ def short_recipe(model: str, changes: dict[str, float]) -> Recipe:
     Raises:
         RecipeError: a value out of its range.
     """
-    cycle = {"schedule": "linear", "milestones": (), "nesterov": True}
+    cycle: dict[str, Any] = {"schedule": "linear", "milestones": (), "nesterov": True}
     return replace(RECIPES[model], **{**cycle, **SHORT, **changes})
 
 
@@ -145,11 +146,12 @@ class ReferenceRun:
             dtype=torch.float32,
             shuffle=False,
         )
-        self.optimizer = reference.build_optimizer(self.model, 0)
         self.scored: list[Scored] = []
 
     def train_epoch(self) -> None:
-        self.optimizer = reference.build_optimizer(self.model, len(self.scored)) or self.optimizer
+        fresh = reference.build_optimizer(self.model, len(self.scored))
+        if fresh is not None:  # as for the first epoch
+            self.optimizer = fresh
         start = time.perf_counter()
         reference.train_epoch(self.model, self.loader, self.optimizer, self.device)
         seconds = time.perf_counter() - start
@@ -251,7 +253,7 @@ def draw(
     plots.time_to_accuracy(curves, accuracy, path, title=title)
 
 
-def parse_arguments(argv: list[str] | None) -> tuple[dict[str, object], dict[str, float]]:
+def parse_arguments(argv: list[str] | None) -> tuple[dict[str, Any], dict[str, float]]:
     """The flags, and apart those that change the short recipe."""
     parser = common.parser(__doc__, "runs/time_to_accuracy.json", 1)
     add = parser.add_argument

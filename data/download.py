@@ -25,7 +25,7 @@ from tqdm import tqdm
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 ARCHIVE_BYTES = 170_498_071  # of cifar-10-python.tar.gz
 MINIMUM_RATE = 100_000  # bytes a second, on average: a download takes 29 minutes at most
@@ -163,8 +163,7 @@ def without_login(url: str) -> str:
 def _split(url: str) -> tuple[str, str]:
     """An address without its user name and password, and these: "NAME:PASSWORD" or nothing."""
     scheme, slashes, rest = url.partition("://")
-    host = re.match(r"[^/?#]*", rest).group()
-    login = host.rpartition("@")[0]
+    login = re.split("[/?#]", rest, maxsplit=1)[0].rpartition("@")[0]
     return scheme + slashes + rest.removeprefix(login + "@"), login
 
 

@@ -55,8 +55,8 @@ class Handler(SimpleHTTPRequestHandler):
 def export(checkpoint: Path, path: Path) -> None:
     """Write the ONNX network with its class activation maps, by export.py, which checks it."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, FOLDER.parent / "export.py", "--maps", "--data", "sample"]
-        done = subprocess.run([*command, "--checkpoint", checkpoint, "--output", folder])
+        command = [sys.executable, str(FOLDER.parent / "export.py"), "--maps", "--data", "sample"]
+        done = subprocess.run([*command, "--checkpoint", str(checkpoint), "--output", folder])
         if done.returncode:
             sys.exit(done.returncode)
         shutil.copyfile(Path(folder, f"{checkpoint.stem}.onnx"), path)

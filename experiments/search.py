@@ -163,6 +163,7 @@ def measure(
     """Train the candidate through its whole schedule; returns its row of the table."""
     settings = settings_of(candidate, epochs, seed, device)
     loader, eval_loader = build_loaders(settings, directory, device)
+    assert eval_loader is not None, "a candidate is scored"
     utils.seed_everything(seed)
     run = build_run(settings, device, len(loader))
     start = time.perf_counter()

@@ -6,6 +6,7 @@ under another name (see hubconf.py).
 
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -34,7 +35,7 @@ def names() -> tuple[str, ...]:
     return tuple(_NETWORKS)
 
 
-def _config(name: str, values: dict[str, object]) -> object:
+def _config(name: str, values: dict[str, object]) -> Any:
     if name not in _NETWORKS:
         raise ModelError(f"unknown network {name!r}: choose one of {', '.join(names())}")
     config_class = _NETWORKS[name][1]

@@ -111,7 +111,7 @@ class PointwiseConv2d(TiedModule, nn.Conv2d):
             self.tie("weight", torch.stack([a + b, a - b]), even_and_odd)
         else:
             self.tie("weight", matrix[: out_channels // 2], repeated)
-        if bias:
+        if self.bias is not None:
             self.tie("bias", self.bias[: out_channels // 2], repeated)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -337,7 +337,7 @@ class TransposedConv2d(TiedModule, nn.ConvTranspose2d):
         if mirror:
             self.tie("weight", self.weight[: channels // 2], flipped)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return F.conv_transpose2d(x, self.tied("weight"), stride=2, groups=self.groups)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +90,7 @@ def attention_gates(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     names = {module: name for name, module in model.named_modules() if hasattr(module, "gate")}
     gates = {}
 
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def keep(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         gates[names[module]] = module.gate(*inputs).flatten(1)
 
     with hooked(list(names), keep):
@@ -106,7 +107,7 @@ def in_words(model: nn.Module, name: str) -> str:
     if len(path) < 2:
         return last
     *stage, index = path
-    count = len(model.get_submodule(".".join(stage)))
+    count = len(list(model.get_submodule(".".join(stage)).children()))
     number = int(index) + 1
     which = f"block {number}" if number < count else "last block" if count > 1 else "block"
     return f"{which} of stage {stage[0]}"

@@ -13,6 +13,7 @@ tensor. `TiedTensors` makes those of a whole network at once.
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,14 +84,14 @@ class TiedTensors(nn.Module):
     go into one row, and an index, made once, says which of them each place of the whole takes.
     """
 
-    order: Tensor | None
-    places: Tensor | None
+    order: Tensor  # None until the weights are there, as `places`
+    places: Tensor
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         modules = [module for module in network.modules() if isinstance(module, TiedModule)]
         members = [(module, name) for module in modules for name in module.ties]
-        self.norms = [module for module in modules if isinstance(module, nn.BatchNorm2d)]
+        self.norms: list[Any] = [module for module in modules if isinstance(module, nn.BatchNorm2d)]
         # Norms last: mixed precision casts kernels and biases of convolutions, and no others.
         self.members = sorted(members, key=lambda member: isinstance(member[0], nn.BatchNorm2d))
         self.register_buffer("order", None, persistent=False)
@@ -177,6 +178,10 @@ class MirrorBatchNorm2d(TiedModule, nn.BatchNorm2d):
     is then symmetric exactly. Batches are counted by TiedTensors.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+    momentum: float
+
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
         half = channels // 2
@@ -197,8 +202,8 @@ class MirrorBatchNorm2d(TiedModule, nn.BatchNorm2d):
         norm = nn.BatchNorm2d(self.num_features, self.eps, self.momentum).to(self.weight)
         norm.weight.copy_(self.tied("weight"))
         norm.bias.copy_(self.tied("bias"))
-        norm.running_mean.copy_(merge_halves(self.running_mean[None])[0].repeat(2))
-        norm.running_var.copy_(merge_halves(self.running_var[None])[0].repeat(2))
+        norm.get_buffer("running_mean").copy_(merge_halves(self.running_mean[None])[0].repeat(2))
+        norm.get_buffer("running_var").copy_(merge_halves(self.running_var[None])[0].repeat(2))
         return norm
 
 

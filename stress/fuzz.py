@@ -180,7 +180,8 @@ def shorten_scripts() -> None:
     """A few images, and nothing drawn or summed up."""
     load = data.load
     data.load = functools.cache(lambda *arguments: common.first(load(*arguments), IMAGES))
-    train.draw = train.draw_augmentation = lambda *arguments: None
+    train.draw = lambda *arguments: None
+    train.draw_augmentation = lambda *arguments: None
     utils.print_summary = lambda *arguments: None
 
 
@@ -205,7 +206,8 @@ def resume(path: Path) -> str:
 def scorer() -> Callable[[Path], str]:
     """A function from weights to what test.py prints about them."""
     spec = importlib.util.spec_from_file_location("score", common.ROOT / "test.py")
-    script = importlib.util.module_from_spec(spec)
+    assert spec is not None and spec.loader is not None
+    script: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     script.draw = lambda *arguments: None
 

@@ -73,7 +73,8 @@ class Life:
 
     @staticmethod
     def _train(arguments: list[str], images: int, log: Path) -> None:
-        train.draw = train.draw_augmentation = lambda *arguments: None
+        train.draw = lambda *arguments: None
+        train.draw_augmentation = lambda *arguments: None
         load = data.load
         data.load = lambda *arguments: common.first(load(*arguments), images)
         sys.argv = ["train.py"]
@@ -82,7 +83,7 @@ class Life:
             utils.run_script(lambda: train.main(arguments))
             os._exit(0)
         except SystemExit as end:
-            os._exit(end.code)
+            os._exit(int(end.code or 0))
         except BaseException:
             traceback.print_exc()
 

@@ -401,8 +401,8 @@ def other_sheet(content: bytes, chance: random.Random) -> bytes:
     elif choice == 3:  # the same picture, written in another way
         Image.fromarray(pixels).save(buffer, format="PNG", compress_level=chance.choice((0, 1)))
     elif choice == 4:
-        size = struct.pack(">II", *(chance.choice((0, 640, 800, 1 << 16, 1 << 31)) for _ in "hw"))
-        header = b"IHDR" + size + content[24:29]
+        packed = struct.pack(">II", *(chance.choice((0, 640, 800, 1 << 16, 1 << 31)) for _ in "hw"))
+        header = b"IHDR" + packed + content[24:29]
         return content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:]
     else:
         return content[:33] + _png_chunk(chance) + content[33:]

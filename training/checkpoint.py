@@ -19,7 +19,7 @@ from utils import HISTORY_COLUMNS, RunError, make_folder, write_atomically
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
     import msvcrt
 
 FORMAT = 1  # of a checkpoint; a change that this module could not read any more counts it up
@@ -91,7 +91,7 @@ def claim(folder: Path, resumed: Path | None, source: Path | None) -> None:
     if resumed is None or resumed.resolve().parent != folder.resolve():
         if (folder / LAST).exists() or (folder / PREVIOUS).exists():
             raise RunError(f"{folder} already holds a run: resume it, or choose another --output")
-    elif source != resumed:
+    elif source is not None and source != resumed:
         os.replace(source, folder / LAST)
 
 

@@ -82,7 +82,7 @@ def candidates(device: torch.device) -> list[str]:
         return ["bf16", "fp16", "fp32"] if has_bf16 else ["fp16", "fp32"]
     if device.type == "cpu":
         # An older PyTorch cannot ask a CPU; float32 is right on every one.
-        features = getattr(torch.cpu, "get_capabilities", dict)()
+        features: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
         if any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")):
             return ["bf16", "fp32"]
     return ["fp32"]
@@ -104,7 +104,7 @@ def take_tiny_step(device: torch.device, precision: torch.dtype) -> float:
     """
     with torch.random.fork_rng(devices=[]):  # what is drawn later is as it would be without this
         model = models.build("under100k", **SMALL)
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = torch.ones(2, 3, 32, 32, dtype=precision, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(2, dtype=torch.int64, device=device)
@@ -112,8 +112,8 @@ def take_tiny_step(device: torch.device, precision: torch.dtype) -> float:
         loss = F.cross_entropy(model(images), labels)
     loss.backward()
     with torch.no_grad():
-        parameters = list(model.parameters())
-        gradients = [p.grad for p in parameters]
+        parameters: list[torch.Tensor] = list(model.parameters())
+        gradients = [p.grad for p in parameters if p.grad is not None]
         descend(parameters, gradients, 0.1, 0.0, None, None)
         orthogonalized([gradient for gradient in gradients if gradient.ndim == 2])
     return loss.item()

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,7 +25,6 @@ import utils
 from models.mirror import MirrorBatchNorm2d
 from training import devices
 
-T = TypeVar("T")
 WAIT = timedelta(minutes=30)  # for a process that downloads or draws, before it counts as lost
 LOST = ("peer", "Broken pipe", "process group")  # in what PyTorch says when another process ends
 
@@ -150,7 +149,7 @@ def process_group(device: torch.device) -> Iterator[None]:
 # ------------------------------------------------------------------ what the processes exchange
 
 
-def broadcast(value: T | None) -> T:
+def broadcast(value: Any) -> Any:
     """The main process's value, in each of them."""
     if not dist.is_initialized():
         return value

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import repeat
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -64,12 +65,12 @@ class RunningMetrics:
         sums = self.state_dict()
         return Metrics(sums["loss_sum"] / sums["total"], sums["correct"], sums["total"])
 
-    def state_dict(self) -> dict[str, float | int]:
+    def state_dict(self) -> dict[str, Any]:
         own = [float(self.loss_sum), int(self.correct), self.total]
         loss_sum, correct, total = self._sum_over_processes(own)
         return {"loss_sum": loss_sum, "correct": int(correct), "total": int(total)}
 
-    def load_state_dict(self, state: dict[str, float | int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.loss_sum.fill_(state["loss_sum"])
         self.correct.fill_(state["correct"])
         self.total = state["total"]

@@ -2,10 +2,10 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of X, X X' X and X X' X X' X
@@ -27,7 +27,7 @@ class Muon(Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[nn.Parameter],
+        parameters: Iterable[Tensor],
         lr: float,
         *,
         momentum: float = 0.95,
@@ -85,7 +85,7 @@ def descend(
     )
 
 
-def orthogonalized(updates: list[Tensor]) -> list[Tensor]:
+def orthogonalized(updates: Sequence[Tensor]) -> list[Tensor]:
     """The nearest orthogonal matrices, nearly, of stacks (..., R, C), times sqrt(max(1, R / C)).
 
     Tall matrices go with the wide ones of their transpose's shape. All results are contiguous.

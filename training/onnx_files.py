@@ -22,6 +22,10 @@ class PixelClassifier(nn.Module):
     """A network with its normalisation: uint8 pixels (N, 3, 32, 32) -> logits (N, K), and with
     `maps` also its class activation maps (N, K, H, W)."""
 
+    network: Any
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         network: nn.Module,
@@ -71,6 +75,7 @@ def export_onnx(classifier: PixelClassifier, path: Path, metadata: dict[str, str
             dynamic_shapes={INPUT: {0: "batch"}},
             verbose=False,
         )
+    assert program is not None
     model = program.model_proto  # serialised anew at each access
     graph = model.graph
     # Where in this machine's files each operation comes from is nobody's business, and is large.

@@ -50,7 +50,7 @@ class ChainedOptimizer(Optimizer):
             optimizer.state = self.state
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         scaling = {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
         for optimizer in self.optimizers:
             vars(optimizer).update(scaling)

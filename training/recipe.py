@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 
 class RecipeError(Exception):
@@ -110,7 +111,7 @@ RECIPES |= dict.fromkeys(("under50k", "under25k"), replace(RECIPES["under100k"],
 
 # The recipe by name: "default" is the network's own. "short" is it with what a budget of a few
 # epochs asks for: a shorter average of the weights, and no more augmentation than it can use.
-SHORT = {"epochs": 16, "ema_decay": 0.98, "cutout": 0, "mixup": 0.0}
+SHORT: dict[str, Any] = {"epochs": 16, "ema_decay": 0.98, "cutout": 0, "mixup": 0.0}
 NAMES = ("default", "short")
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 import data
 import models
@@ -32,7 +32,7 @@ class Run:
     settings: Settings
     model: nn.Module
     optimizer: Optimizer
-    scheduler: LRScheduler
+    scheduler: LambdaLR
     ema: WeightAverage | None
     scaler: GradScaler
     device: torch.device
@@ -55,7 +55,8 @@ class Run:
     def learning_rate(self, steps_ago: int = 0) -> float:
         """Of the next step, or of one before it."""
         scheduler = self.scheduler
-        return scheduler.base_lrs[0] * scheduler.lr_lambdas[0](scheduler.last_epoch - steps_ago)
+        factor = scheduler.lr_lambdas[0](scheduler.last_epoch - steps_ago)
+        return float(scheduler.base_lrs[0] * factor)
 
     def begin_epoch(self) -> None:
         begin_epoch(self.optimizer, self.settings.recipe, self.epoch)
@@ -220,7 +221,8 @@ def build_loaders(
 def build_run(settings: Settings, device: torch.device, steps_per_epoch: int) -> Run:
     """A fresh run, with a fresh network on `device`."""
     model = models.build(settings.model, **settings.config)
-    model = distributed.wrap(model.to(device, memory_format=torch.channels_last), device)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = distributed.wrap(model, device)
     optimizer = build_optimizer(model, settings.recipe)
     scaled = settings.precision == "fp16"
     return Run(

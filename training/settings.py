@@ -86,12 +86,12 @@ def settings_of(checkpoint: dict[str, Any], given: dict[str, Any], path: Path) -
             f"{path} holds released weights, which cannot be resumed: use a last.pt"
         )
     try:
-        settings = dict(checkpoint["training"]["settings"])
-        recipe = dict(settings.pop("recipe"))
+        fields = dict(checkpoint["training"]["settings"])
+        recipe = dict(fields.pop("recipe"))
         recipe["milestones"] = tuple(
             (float(a), float(b), float(c)) for a, b, c in recipe["milestones"]
         )
-        settings = Settings(recipe=Recipe(**recipe), **settings)
+        settings = Settings(recipe=Recipe(**recipe), **fields)
         if (settings.model, settings.config) != (checkpoint["model"], checkpoint["config"]):
             raise ValueError("the weights are those of another network")
         check_types(settings)
@@ -155,7 +155,7 @@ def make_plan(given: dict[str, Any], device: torch.device, held: ExitStack) -> P
 def read_plan(folder: Path | None, given: dict[str, Any], device: torch.device) -> Plan:
     """As make_plan, in this folder (None: a new one) and without its lock."""
     resumed = find_resumed(given, folder)
-    if resumed is None:
+    if resumed is None or folder is None:
         settings = new_settings(given, device)
         new = RUNS / f"{settings.model}-{datetime.now():%Y%m%d-%H%M%S}"
         return Plan(settings, folder or new)
