@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from training.muon import Muon
+from training import muon as muons
+from training.muon import Muon, lay_out, orthogonalized
 
 SHAPES = [(16, 16), (8, 24), (24, 8), (16, 16), (24, 8), (5, 7)]
 
@@ -76,3 +77,14 @@ def test_a_few_operations_whatever_the_number_of_matrices():
         return sum(event.count for event in profiler.key_averages() if event.key in products)
 
     assert operations(20) == operations(1) <= 15
+
+
+def test_zeros_that_fill_a_batch_change_nothing(monkeypatch):
+    """On a GPU all matrices make one batch: here in float64, where rounding hides no difference."""
+    monkeypatch.setattr(muons, "PRODUCTS", torch.float64)
+    shapes = [torch.Size(shape) for shape in (*SHAPES, (2, 6, 10), (2, 10, 6))]
+    updates = [m.detach() for m in matrices(shapes)]
+    apart, together = (lay_out(shapes, torch.device("cpu"), together=t) for t in (False, True))
+    assert together.shapes == [(10, 16, 24)] and len(apart.shapes) == 4
+    for one, other in zip(*(orthogonalized(updates, o) for o in (apart, together)), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import models
 import utils
 from training.engine import autocast
-from training.muon import descend, orthogonalized
+from training.muon import descend, lay_out, orthogonalized
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # The default network with all of its operations, as small as it can be.
@@ -115,7 +115,8 @@ def take_tiny_step(device: torch.device, precision: torch.dtype) -> float:
         parameters: list[torch.Tensor] = list(model.parameters())
         gradients = [p.grad for p in parameters if p.grad is not None]
         descend(parameters, gradients, 0.1, 0.0, None, None)
-        orthogonalized([gradient for gradient in gradients if gradient.ndim == 2])
+        matrices = [gradient for gradient in gradients if gradient.ndim == 2]
+        orthogonalized(matrices, lay_out([m.shape for m in matrices], device, together=True))
     return loss.item()
 
 

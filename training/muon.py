@@ -1,8 +1,9 @@
-"""Muon, with all matrices of one shape in the same operations."""
+"""Muon, with all matrices in the same operations."""
 
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch.optim import Optimizer
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of X, X X' X and X X' X X' X
 STEPS = 5
 EPSILON = 1e-7
+PRODUCTS = torch.bfloat16  # what Newton-Schulz computes in
 
 
 class Muon(Optimizer):
@@ -19,7 +21,7 @@ class Muon(Optimizer):
 
     The numbers and the state are those of torch.optim.Muon with Nesterov momentum, which takes one
     matrix after another, some 25 small operations each: 500 for a network of ours, where this needs
-    a few dozen. A parameter (..., R, C) is a stack of matrices.
+    24 on a GPU. A parameter (..., R, C) is a stack of matrices.
 
     GradScaler leaves its scale, and whether a gradient is infinite, to `step`, as with PyTorch's
     fused optimizers: no step waits for the device.
@@ -35,6 +37,7 @@ class Muon(Optimizer):
     ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self._step_supports_amp_scaling = True
+        self._layouts: dict[tuple[torch.Size, ...], Layout] = {}
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -53,7 +56,13 @@ class Muon(Optimizer):
             # buffer + (1 - momentum) * (gradient - buffer)
             descend(buffers, gradients, momentum - 1, -1.0, scale, found_inf)
             updates = torch._foreach_lerp(gradients, buffers, momentum)
-            descend(parameters, orthogonalized(updates), rate, decay, None, found_inf)
+            shapes = tuple(p.shape for p in parameters)
+            if shapes not in self._layouts:
+                device = parameters[0].device
+                # On a CPU the arithmetic counts, elsewhere the number of operations.
+                self._layouts[shapes] = lay_out(shapes, device, together=device.type != "cpu")
+            steps = orthogonalized(updates, self._layouts[shapes])
+            descend(parameters, steps, rate, decay, None, found_inf)
 
 
 def descend(
@@ -85,28 +94,71 @@ def descend(
     )
 
 
-def orthogonalized(updates: Sequence[Tensor]) -> list[Tensor]:
-    """The nearest orthogonal matrices, nearly, of stacks (..., R, C), times sqrt(max(1, R / C)).
+@dataclass(frozen=True)
+class Layout:
+    """How matrices lie in batches (N, R, C), R <= C; tall ones lie on their side.
 
-    Tall matrices go with the wide ones of their transpose's shape. All results are contiguous.
+    Attributes:
+        shapes: of the batches.
+        places: for each number of the batches, which of the matrices' numbers it is, counted
+            through all of them; one past the last is a zero, which fills a batch's smaller ones.
+        back: for each number of the matrices, its place in the batches.
+        factors: (numbers of the matrices,), sqrt(max(1, R / C)) of the matrix that each is in.
+        zero: (1,).
     """
-    shapes = defaultdict(list)
-    for index, update in enumerate(updates):
-        rows, columns = update.shape[-2:]
-        shapes[min(rows, columns), max(rows, columns)].append(index)
-    results = list(updates)
-    for (short, long), members in shapes.items():
-        wide = [u.mT if u.shape[-2] > u.shape[-1] else u for u in (updates[i] for i in members)]
-        matrices = [update.reshape(-1, short, long) for update in wide]
-        counts = [len(m) for m in matrices]
-        stack = newton_schulz(torch.cat(matrices).bfloat16()).to(updates[0].dtype)
-        parts = stack.split(counts)
-        if any(updates[i].shape[-2] > short for i in members):
-            tall_parts = (stack.mT * math.sqrt(long / short)).contiguous().split(counts)
-        for position, i in enumerate(members):
-            tall = updates[i].shape[-2] > short
-            results[i] = (tall_parts if tall else parts)[position].reshape(updates[i].shape)
-    return results
+
+    shapes: list[tuple[int, int, int]]
+    places: Tensor
+    back: Tensor
+    factors: Tensor
+    zero: Tensor
+
+
+def lay_out(shapes: Sequence[torch.Size], device: torch.device, *, together: bool) -> Layout:
+    """The layout of matrices of these shapes (..., R, C).
+
+    Those of one shape make a batch, or, where they go `together`, all of them, filled up with
+    zeros: Newton-Schulz leaves these as they are, and they add nothing to the other numbers.
+    """
+    sides = [(min(shape[-2:]), max(shape[-2:])) for shape in shapes]
+    counts = [shape[:-2].numel() for shape in shapes]
+    groups = defaultdict(list)
+    for index, side in enumerate(sides):
+        groups[None if together else side].append(index)
+    batches, start, back = [], 0, [torch.empty(0)] * len(shapes)
+    for members in groups.values():
+        short, long = (max(sides[i][k] for i in members) for k in (0, 1))
+        batches.append((sum(counts[i] for i in members), short, long))
+        end = start + math.prod(batches[-1])
+        slots = torch.arange(start, end).view(batches[-1]).split([counts[i] for i in members])
+        for i, slot in zip(members, slots, strict=True):
+            part = slot[:, : sides[i][0], : sides[i][1]]
+            back[i] = (part.mT if shapes[i][-2] > shapes[i][-1] else part).flatten()
+        start = end
+    numbers = torch.cat(back)
+    places = torch.full((start,), len(numbers))
+    places[numbers] = torch.arange(len(numbers))
+    factors = [
+        torch.full((len(b),), math.sqrt(max(1, shape[-2] / shape[-1])))
+        for b, shape in zip(back, shapes, strict=True)
+    ]
+    tensors = (places, numbers, torch.cat(factors), torch.zeros(1))
+    return Layout(batches, *(tensor.to(device) for tensor in tensors))
+
+
+def orthogonalized(updates: Sequence[Tensor], layout: Layout) -> list[Tensor]:
+    """The nearest orthogonal matrices, nearly, of stacks (..., R, C), times sqrt(max(1, R / C))."""
+    numbers = torch.cat([*(update.flatten() for update in updates), layout.zero])
+    numbers = numbers.index_select(0, layout.places).to(PRODUCTS)
+    parts = numbers.split([math.prod(shape) for shape in layout.shapes])
+    results = [
+        newton_schulz(part.view(shape)).flatten()
+        for part, shape in zip(parts, layout.shapes, strict=True)
+    ]
+    numbers = results[0] if len(results) == 1 else torch.cat(results)
+    numbers = numbers.index_select(0, layout.back) * layout.factors  # float32 again
+    pieces = numbers.split([update.numel() for update in updates])
+    return [piece.view(update.shape) for piece, update in zip(pieces, updates, strict=True)]
 
 
 def newton_schulz(matrices: Tensor) -> Tensor:
