@@ -26,84 +26,50 @@ from training import checkpoint as checkpoints
 from training import devices, distributed, tensorboard
 from training.epochs import Saver, train
 from training.figures import Watch, draw, draw_augmentation, is_over
-from training.recipe import NAMES, OPTIMIZERS, SCHEDULES, RecipeError
+from training.flags import add_flags, compact, flag, folder
+from training.recipe import RECIPES, RecipeError
 from training.run import build_loaders, build_run, resume, seed_dropout
-from training.settings import Plan, make_plan
+from training.settings import Options, Plan, make_plan
 
 IMAGE_SIZE = (3, 32, 32)
-EVAL_SPLITS = ("test", "val", "none")
 SAMPLE_WARNING = (
     "*** NOT CIFAR-10: training on the built-in sample of 2,000 images. Its accuracy says only that"
     " the code works. Put CIFAR-10 into data/raw, or name its folder with --data-dir. ***"
 )
-CHECKPOINT_MINUTES = 5.0
 # What a run does not keep, so that the command that resumes it must say it again.
 UNSETTLED = ("data_dir", "device", "compile", "checkpoint_minutes", "tensorboard")
 
 
 def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
     """The flags that were given, by name; what was not given is not there."""
-    parser = utils.ArgumentParser(description=__doc__, argument_default=argparse.SUPPRESS)
-    add = parser.add_argument_group("data").add_argument
-    add("--data", choices=data.SOURCES, help="auto: CIFAR-10 if it can be had, else the sample")
-    add(
-        "--data-dir",
-        type=Path,
-        metavar="DIR",
-        help="CIFAR-10 lies or is downloaded here (data/raw)",
+    parser = utils.ArgumentParser(
+        usage="%(prog)s [--FLAG VALUE ...]",
+        description=__doc__,
+        formatter_class=compact,
+        argument_default=argparse.SUPPRESS,
+        add_help=False,
     )
-    add("--download-url", metavar="URL", help="a mirror of cifar-10-python.tar.gz")
-    add("--eval-split", choices=EVAL_SPLITS, help="scored after each epoch, not trained on (val)")
-    add = parser.add_argument_group("network").add_argument
-    add("--model", choices=models.names(), help=f"({models.names()[0]})")
-    add("--summary", action="store_true", help="print layers, parameters and MACs, and stop")
-    group = "recipe (each network has its own defaults: see training/recipe.py)"
-    add = parser.add_argument_group(group).add_argument
-    add("--recipe", choices=NAMES, help="short: 16 epochs, with less augmentation (default)")
-    add("--epochs", type=int, metavar="N", help="passes over the training images")
-    add("--batch-size", type=int, metavar="N", help="images a step")
-    add("--optimizer", choices=OPTIMIZERS, help="muon: with sgd for all but 1x1 kernels")
-    add("--learning-rate", type=float, metavar="X", help="at the peak of the schedule")
-    add("--schedule", choices=SCHEDULES, help="how the learning rate falls")
-    add("--warmup", type=float, metavar="X", help="fraction of the steps in which it rises")
-    add("--momentum", type=float, metavar="X")
-    add("--weight-decay", type=float, metavar="X", help="on kernels, not on norms and biases")
-    add("--muon-weight-decay", type=float, metavar="X", help="on the kernels that Muon trains")
-    add("--label-smoothing", type=float, metavar="X")
-    add("--ema-decay", type=float, metavar="X", help="of the averaged weights, a step; 0: none")
-    add("--crop-padding", type=int, metavar="N", help="pixels; 0: no random crop")
-    add("--padding-mode", choices=data.PADDING_MODES)
-    add("--flip", choices=data.FLIPS, help="mirroring; alternating: every other epoch")
-    add("--cutout", type=int, metavar="N", help="side of the blanked square, pixels; 0: none")
-    add("--mixup", type=float, metavar="X", help="largest share of another image")
-    add = parser.add_argument_group("run").add_argument
-    add("--device", help="auto, cpu, cuda, cuda:1, mps (auto)")
-    add("--precision", choices=("auto", *devices.PRECISIONS), help="of the mixed precision (auto)")
+    group = parser.add_argument_group("run")
+    add_flags(group, Options())
+    add = group.add_argument
+    add("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (auto)")
     add("--compile", action="store_true", help="torch.compile: a slow first epoch, for a GPU")
-    add(
-        "--tensorboard",
-        action="store_true",
-        help="write OUTPUT/tensorboard (pip install tensorboard)",
-    )
-    add("--seed", type=int, metavar="N", help="of weights, order and augmentation (0)")
-    add("--output", type=Path, metavar="DIR", help="folder of the run (runs/NETWORK-TIME)")
-    add(
-        "--resume",
-        type=Path,
-        metavar="PATH",
-        help="go on with the run in this folder or checkpoint; auto: the newest in --output or,"
-        " without it, in runs; a new run where there is none",
-    )
-    add(
-        "--checkpoint-minutes",
-        type=float,
-        metavar="X",
-        help=f"between the checkpoints within an epoch ({CHECKPOINT_MINUTES:g})",
-    )
-    given = vars(parser.parse_args(argv))
-    if not given.get("checkpoint_minutes", 0.0) >= 0:
-        parser.error(f"--checkpoint-minutes {given['checkpoint_minutes']}: choose 0 or more")
-    return given
+    add("--summary", action="store_true", help="print layers, parameters and MACs, and stop")
+    add("-h", "--help", action="help", help="print this and stop")
+    add = parser.add_argument_group("files").add_argument
+    here = "CIFAR-10 lies or is downloaded here (data/raw)"
+    add("--data-dir", type=folder, metavar="DIR", help=here)
+    add("--download-url", metavar="URL", help="a mirror of cifar-10-python.tar.gz")
+    add("--output", type=folder, metavar="DIR", help="folder of the run (runs/NETWORK-TIME)")
+    resumed = "go on with the run in this folder or checkpoint; auto: the newest in --output or,"
+    resumed += " without it, in runs; a new run where there is none"
+    add("--resume", type=folder, metavar="PATH", help=resumed)
+    events = "write OUTPUT/tensorboard (pip install tensorboard)"
+    add("--tensorboard", action="store_true", help=events)
+    model = Options.model
+    group = parser.add_argument_group(f"recipe (in brackets: the default recipe of {model})")
+    add_flags(group, RECIPES[model])
+    return vars(parser.parse_args(argv))
 
 
 def resume_command(given: dict[str, Any], output: Path) -> str:
@@ -111,7 +77,7 @@ def resume_command(given: dict[str, Any], output: Path) -> str:
     for name in UNSETTLED:
         if name in given:
             value = [] if given[name] is True else [given[name]]
-            flags += ["--" + name.replace("_", "-"), *value]
+            flags += [flag(name), *value]
     return shlex.join([*distributed.command(), sys.argv[0], *map(str, flags)])
 
 
@@ -142,7 +108,7 @@ def carry_out(plan: Plan, given: dict[str, Any], device: torch.device, held: Exi
     if is_main and given.get("tensorboard"):
         board = tensorboard.Board(run, output / "tensorboard")
     watch = Watch(run, output, board) if is_main else lambda: None
-    saver = Saver(run, output, given.get("checkpoint_minutes", CHECKPOINT_MINUTES))
+    saver = Saver(run, output, given.get("checkpoint_minutes", Options.checkpoint_minutes))
     try:
         evaluation = train(run, loader, eval_loader, saver, watch)
     except utils.Interrupted as interrupted:

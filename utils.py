@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchsummary import summary
 
 T = TypeVar("T")
+LARGEST_SEED = 2**63 - 1
 MESSAGE_LENGTH = 1000  # characters, at most, of a line that says what is wrong
 HISTORY_COLUMNS = (
     "epoch",
@@ -42,7 +43,9 @@ class ArgumentParser(argparse.ArgumentParser):
     """argparse's, but what is wrong is said in one line, without the usage before it."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {clean(message, MESSAGE_LENGTH)}\n")
+        # "--epochs 0: choose 1 to 100000", in whose place argparse has "argument --epochs: 0: …".
+        line = re.sub(r"^argument (\S+): (?!invalid )", r"\1 ", message)
+        self.exit(2, f"{self.prog}: error: {clean(line, MESSAGE_LENGTH)}\n")
 
 
 def clean(text: object, most: int = 200) -> str:
@@ -167,8 +170,8 @@ class Interruption:
 
 def seed_everything(seed: int) -> None:
     """Seed PyTorch's generators, on the CPU and on every accelerator. Nothing here uses others."""
-    if not 0 <= seed < 2**63:
-        raise RunError(f"seed {seed}: choose 0 or more")
+    if not 0 <= seed <= LARGEST_SEED:
+        raise RunError(f"seed {seed}: choose 0 to {LARGEST_SEED}")
     torch.manual_seed(seed)
 
 

@@ -2,6 +2,9 @@
 
 from data.augment import (
     FLIPS,
+    MAX_CROP_PADDING,
+    MAX_CUTOUT,
+    MAX_MIXUP,
     PADDING_MODES,
     Augmentation,
     cutout,
@@ -16,6 +19,9 @@ __all__ = [
     "CLASSES",
     "DEFAULT_DIRECTORY",
     "FLIPS",
+    "MAX_CROP_PADDING",
+    "MAX_CUTOUT",
+    "MAX_MIXUP",
     "MEAN",
     "PADDING_MODES",
     "SOURCES",

@@ -14,6 +14,8 @@ from data.files import DataError
 
 PADDING_MODES = ("reflect", "zeros")
 FLIPS = ("none", "random", "alternating")
+MAX_CROP_PADDING, MAX_CUTOUT = 31, 32  # pixels
+MAX_MIXUP = 0.5
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,14 @@ class Augmentation:
             raise DataError(_not_one_of("padding mode", self.padding_mode, PADDING_MODES))
         if self.flip not in FLIPS:
             raise DataError(_not_one_of("flip", self.flip, FLIPS))
-        if not 0 <= self.crop_padding < 32:
-            raise DataError(f"crop padding {self.crop_padding}: choose 0 to 31 pixels")
-        if not 0 <= self.cutout <= 32:
-            raise DataError(f"cutout {self.cutout}: choose 0 to 32 pixels")
-        if not 0 <= self.mixup <= 0.5:
-            raise DataError(f"mixup {self.mixup}: choose 0 to 0.5")
+        if not 0 <= self.crop_padding <= MAX_CROP_PADDING:
+            raise DataError(
+                f"crop padding {self.crop_padding}: choose 0 to {MAX_CROP_PADDING} pixels"
+            )
+        if not 0 <= self.cutout <= MAX_CUTOUT:
+            raise DataError(f"cutout {self.cutout}: choose 0 to {MAX_CUTOUT} pixels")
+        if not 0 <= self.mixup <= MAX_MIXUP:
+            raise DataError(f"mixup {self.mixup}: choose 0 to {MAX_MIXUP}")
 
 
 NO_AUGMENTATION = Augmentation(crop_padding=0, flip="none", cutout=0)

@@ -42,12 +42,12 @@ def _check(split: Split, batch_size: int, seed: int, world_size: int) -> None:
         raise DataError(f"batch size {batch_size}: choose 1 or more")
     if batch_size > len(split):
         raise DataError(
-            f"batch size {batch_size} is larger than the {split.name} split of {len(split)}"
+            f"--batch-size {batch_size} is larger than the {split.name} split of {len(split)}"
             " images: choose a smaller one"
         )
     if batch_size < world_size:
         raise DataError(
-            f"batch size {batch_size} is smaller than the number of processes, {world_size}:"
+            f"--batch-size {batch_size} is smaller than the number of processes, {world_size}:"
             " choose a larger one, or fewer processes"
         )
     if seed < 0:

@@ -332,16 +332,32 @@ def test_normalisation_is_the_checkpoints(run, program, tmp_path):
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["--flip", "sideways"], "none, random, alternating"),
-        (["--model", "resnet"], "baseline"),
-        (["--epochs", "many"], "many"),
-        (["--epochs", "0"], "epochs 0"),
-        (["--batch-size", "0"], "batch_size 0"),
-        (["--batch-size", "2001"], "larger than the train split of 2000 images"),
-        (["--learning-rate", "-1"], "learning_rate -1"),
-        (["--learning-rate", "nan"], "learning_rate nan"),
-        (["--cutout", "33"], "cutout 33"),
-        (["--seed", "-1"], "seed -1"),
+        (["--flip", "sideways"], "--flip sideways: choose none, random or alternating"),
+        (["--model", "resnet"], "--model resnet: choose under100k, "),
+        (["--epochs", "many"], "--epochs many: choose 1 to 100000"),
+        (["--epochs", "0"], "--epochs 0: choose 1 to 100000"),
+        (["--epochs", "9" * 23], f"--epochs {'9' * 23}: choose 1 to 100000"),
+        (["--epochs", "1" + "0" * 400], ": choose 1 to 100000"),
+        (["--epochs", "1" + "0" * 5000], ": choose 1 to 100000"),
+        (["--epochs", ""], "--epochs : choose 1 to 100000"),
+        (["--batch-size", "0"], "--batch-size 0: choose 1 to 50000"),
+        (["--batch-size", "2001"], "--batch-size 2001 is larger than the train split of 2000"),
+        (["--learning-rate", "-1"], "--learning-rate -1: choose more than 0"),
+        (["--learning-rate", "nan"], "--learning-rate nan: choose more than 0"),
+        (["--learning-rate", "1" + "0" * 400], ": choose more than 0"),
+        (["--weight-decay", "inf"], "--weight-decay inf: choose 0 or more"),
+        (["--momentum", "1"], "--momentum 1: choose 0 to less than 1"),
+        (["--label-smoothing", "1"], "--label-smoothing 1: choose 0 to less than 1"),
+        (["--crop-padding", "32"], "--crop-padding 32: choose 0 to 31"),
+        (["--cutout", "33"], "--cutout 33: choose 0 to 32"),
+        (["--mixup", "0.6"], "--mixup 0.6: choose 0 to 0.5"),
+        (["--optimizer", "muon"], "--optimizer muon is for networks with pointwise convolutions"),
+        (["--seed", "-1"], f"--seed -1: choose 0 to {2**63 - 1}"),
+        (["--seed", str(2**63)], f"--seed {2**63}: choose 0 to {2**63 - 1}"),
+        (["--checkpoint-minutes", "nan"], "--checkpoint-minutes nan: choose 0 or more"),
+        (["--output", ""], "--output is empty: name a folder"),
+        (["--resume", ""], "--resume is empty: name a folder"),
+        (["--data-dir", ""], "--data-dir is empty: name a folder"),
         (["--device", "abacus"], "abacus"),
         (["--precision", "fp16"], "bf16 or fp32"),
         (["--colour", "red"], "--colour"),
@@ -360,7 +376,7 @@ def test_a_refusal_is_one_line_of_a_process(tmp_path):
     command = [sys.executable, str(ROOT / "train.py"), "--data", "sample", "--epochs", "0"]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == 2
-    assert process.stderr.startswith("train.py: error: epochs 0")
+    assert process.stderr.startswith("train.py: error: --epochs 0: choose 1 to 100000")
     assert process.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 

@@ -3,12 +3,14 @@
 import dataclasses
 
 import pytest
+import torch
 
 import models
 import train
+from training.flags import flag, setting, settings_of
 from training.recipe import RECIPES, Recipe, RecipeError
+from training.settings import Options, new_settings
 
-NO_MATRIX = ("baseline", "muon")  # it has no pointwise convolution as a matrix
 PLAIN = Recipe(epochs=10, batch_size=8, optimizer="sgd", learning_rate=0.5, schedule="linear")
 
 
@@ -40,24 +42,29 @@ def test_baseline_recipe_is_the_notebooks():
 @pytest.mark.parametrize(
     "field, values",
     {
-        "epochs": [0, -1],
-        "batch_size": [0, -1],
+        "epochs": [0, -1, 100_001, 10**400],
+        "batch_size": [0, -1, 50_001],
         "optimizer": ["adam"],
         "learning_rate": [0.0, -0.1, float("inf"), float("nan")],
         "schedule": ["exponential"],
         "warmup": [-0.1, 1.0, float("nan")],
         "momentum": [-0.1, 1.0, float("nan")],
-        "weight_decay": [-0.1, float("inf"), float("nan")],
+        "weight_decay": [-0.1, float("inf"), float("nan"), 10**400],
         "muon_weight_decay": [-0.1, float("inf"), float("nan")],
         "label_smoothing": [-0.1, 1.0, float("nan")],
         "ema_decay": [-0.1, 1.0, float("nan")],
+        "crop_padding": [-1, 32],
+        "padding_mode": ["mirror"],
+        "flip": ["sideways"],
+        "cutout": [-1, 33],
+        "mixup": [-0.1, 0.51, float("nan")],
     }.items(),
 )
 def test_values_out_of_range_are_refused_by_name(field, values):
     for value in values:
-        with pytest.raises(RecipeError, match=field) as error:
+        with pytest.raises(RecipeError) as error:
             plain(**{field: value})
-        assert "\n" not in str(error.value) and repr(value) in str(error.value)
+        assert str(error.value).startswith(f"{flag(field)} {value}: choose ")
 
 
 def test_steps_need_milestones():
@@ -81,3 +88,45 @@ def test_every_field_of_a_recipe_has_a_flag(name):
     del values["milestones"], values["nesterov"]
     flags = [f"--{field.replace('_', '-')}={value}" for field, value in values.items()]
     assert train.parse_arguments(flags) == values
+
+
+def help_of(monkeypatch, capsys):
+    """The lines of `python train.py --help`, on a terminal of 100 columns."""
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as end:
+        train.parse_arguments(["--help"])
+    assert end.value.code == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_help_fits_on_a_screen_with_each_default_and_range(monkeypatch, capsys):
+    lines = help_of(monkeypatch, capsys)
+    assert len(lines) <= 50 and max(map(len, lines)) <= 100
+    for record in (Options(), RECIPES[Options.model]):
+        for name, allowed in settings_of(record).items():
+            (line,) = [line for line in lines if line.split()[:1] == [flag(name)]]
+            value = getattr(record, name)
+            shown = value if isinstance(value, str) else f"{value:g}"
+            assert line.endswith(f"; {allowed.range} ({shown})")
+
+
+@dataclasses.dataclass(frozen=True)
+class PatientRecipe(Recipe):
+    patience: int = setting("epochs without progress", default=3, at_least=1, at_most=9)
+
+
+def test_a_setting_is_one_line(monkeypatch, capsys):
+    """The field above brings its flag, check, message, line of --help and entry in the config."""
+    recipe = PatientRecipe(**dataclasses.asdict(PLAIN))
+    monkeypatch.setitem(RECIPES, Options.model, recipe)
+    given = train.parse_arguments(["--patience", "7", "--data", "sample"])
+    assert given == {"patience": 7, "data": "sample"}
+    settings = new_settings(given, torch.device("cpu"))
+    assert dataclasses.asdict(settings)["recipe"]["patience"] == 7
+    lines = help_of(monkeypatch, capsys)
+    assert "  --patience N            epochs without progress; 1 to 9 (3)" in lines
+    with pytest.raises(SystemExit):
+        train.parse_arguments(["--patience", "10"])
+    assert capsys.readouterr().err.endswith(": error: --patience 10: choose 1 to 9\n")
+    with pytest.raises(RecipeError, match="--patience 0: choose 1 to 9"):
+        dataclasses.replace(recipe, patience=0)

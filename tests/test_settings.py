@@ -8,7 +8,7 @@ import torch
 
 import utils
 from training.recipe import RECIPES, named_recipe
-from training.settings import find_resumed, new_settings, settings_of
+from training.settings import find_folder, find_resumed, new_settings, settings_of
 
 CPU = torch.device("cpu")
 SAMPLE = {"data": "sample"}
@@ -56,5 +56,7 @@ def test_a_resumed_run_keeps_its_recipe(flags):
 def test_a_run_is_resumed_by_its_folder_too(tmp_path):
     (tmp_path / "last.pt").touch()
     for path in (tmp_path, tmp_path / "last.pt"):
-        assert find_resumed({"resume": path}) == tmp_path / "last.pt"
-    assert find_resumed({}) is None
+        given = {"resume": path}
+        assert find_folder(given) == tmp_path
+        assert find_resumed(given, tmp_path) == tmp_path / "last.pt"
+    assert find_folder({}) is None and find_resumed({}, None) is None

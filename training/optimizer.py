@@ -96,7 +96,9 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     if recipe.optimizer == "sgd":
         return sgd
     if not matrices:
-        raise RecipeError("muon is for networks with pointwise convolutions: choose sgd or adamw")
+        raise RecipeError(
+            "--optimizer muon is for networks with pointwise convolutions: choose sgd or adamw"
+        )
     decay = recipe.muon_weight_decay
     return ChainedOptimizer(
         Muon(matrices, lr=rate, momentum=recipe.momentum, weight_decay=decay), sgd

@@ -1,11 +1,17 @@
-"""How each network is trained: a frozen recipe."""
+"""How each network is trained: a frozen recipe.
 
-import math
+A setting is one line of Recipe. Its flag of train.py, its check, its line of --help and its entry
+in a run's config follow from that line.
+"""
+
 from dataclasses import dataclass, replace
 from typing import Any
 
+import data
+from training.flags import check, setting
 
-class RecipeError(Exception):
+
+class RecipeError(ValueError):
     """A recipe that cannot be followed."""
 
 
@@ -17,66 +23,42 @@ SCHEDULES = ("linear", "cosine", "steps")
 class Recipe:
     """Everything that decides what the weights become, besides network, data and seed.
 
-    Attributes:
-        epochs: passes over the training images.
-        batch_size: images a step.
-        optimizer: "sgd" (with `momentum`, by Nesterov where `nesterov`), "adamw", or "muon" on the
-            pointwise convolutions with "sgd" on the rest.
-        learning_rate: the highest of the schedule.
-        schedule: after the warm-up "linear" or "cosine" to 0, or "steps": see `milestones`.
-        warmup: fraction of the steps in which the learning rate rises linearly to its peak.
-        milestones: for "steps", a row a change: (fraction of the epochs, factor on the learning
-            rate, momentum). The optimizer's state starts anew at each.
-        weight_decay: on convolution and linear kernels only, never on norms and biases.
-        muon_weight_decay: what takes its place on the kernels that Muon trains.
-        label_smoothing: share of the target spread evenly over the classes.
-        ema_decay: of the moving average of the weights that is scored and saved; 0 is without.
-        crop_padding: pixels around the image before the random crop; 0 is without.
-        padding_mode: "reflect" or "zeros".
-        flip: "none", "random" or "alternating" (every other epoch).
-        cutout: side of the square that is blanked, in pixels; 0 is without.
-        mixup: largest share of another image and of its label that is mixed in.
+    Raises RecipeError where a value is out of its range.
     """
 
-    epochs: int
-    batch_size: int
-    optimizer: str
-    learning_rate: float
-    schedule: str
-    warmup: float = 0.0
+    epochs: int = setting("passes over the training images", at_least=1, at_most=100_000)
+    batch_size: int = setting("images a step, on all devices", at_least=1, at_most=50_000)
+    optimizer: str = setting("muon leaves all but 1x1 kernels to sgd", choices=OPTIMIZERS)
+    learning_rate: float = setting("at the peak of the schedule", above=0)
+    schedule: str = setting("how the learning rate falls", choices=SCHEDULES)
+    warmup: float = setting("fraction of the steps in which it rises", default=0.0, below=1)
+    # For "steps", a row a change: (fraction of the epochs, factor on the learning rate, momentum).
+    # The optimizer's state starts anew at each.
     milestones: tuple[tuple[float, float, float], ...] = ()
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 0.0
-    muon_weight_decay: float = 0.0
-    label_smoothing: float = 0.0
-    ema_decay: float = 0.0
-    crop_padding: int = 4
-    padding_mode: str = "reflect"
-    flip: str = "random"
-    cutout: int = 0
-    mixup: float = 0.0
+    momentum: float = setting("of sgd and muon", default=0.9, below=1)
+    nesterov: bool = True  # momentum of sgd
+    weight_decay: float = setting("on kernels, not on norms and biases", default=0.0)
+    muon_weight_decay: float = setting("the same, on the kernels of muon", default=0.0)
+    label_smoothing: float = setting("share spread over all classes", default=0.0, below=1)
+    ema_decay: float = setting("of the averaged weights, a step, 0 for none", default=0.0, below=1)
+    crop_padding: int = setting(
+        "pixels around the random crop, 0 for none", default=4, at_most=data.MAX_CROP_PADDING
+    )
+    padding_mode: str = setting(
+        "what the padding shows", default="reflect", choices=data.PADDING_MODES
+    )
+    flip: str = setting("alternating: every other epoch", default="random", choices=data.FLIPS)
+    cutout: int = setting(
+        "side of the blanked square, pixels, 0 for none", default=0, at_most=data.MAX_CUTOUT
+    )
+    mixup: float = setting("largest share of another image", default=0.0, at_most=data.MAX_MIXUP)
 
     def __post_init__(self) -> None:
-        """Raises RecipeError where a value is out of its range."""
-        checks = {
-            "epochs": self.epochs >= 1,
-            "batch_size": self.batch_size >= 1,
-            "optimizer": self.optimizer in OPTIMIZERS,
-            "learning_rate": 0 < self.learning_rate < math.inf,
-            "schedule": self.schedule in SCHEDULES,
-            "warmup": 0 <= self.warmup < 1,
-            "momentum": 0 <= self.momentum < 1,
-            "weight_decay": 0 <= self.weight_decay < math.inf,
-            "muon_weight_decay": 0 <= self.muon_weight_decay < math.inf,
-            "label_smoothing": 0 <= self.label_smoothing < 1,
-            "ema_decay": 0 <= self.ema_decay < 1,
-        }
-        for name, valid in checks.items():
-            if not valid:
-                raise RecipeError(f"{name} {getattr(self, name)!r} is out of range: see --help")
+        check(self, RecipeError)
         if self.schedule == "steps" and not self.milestones:
-            raise RecipeError("schedule 'steps' is for a recipe with milestones: choose another")
+            raise RecipeError(
+                "--schedule steps is for a recipe with milestones: choose linear or cosine"
+            )
 
 
 RECIPES = {

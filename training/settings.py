@@ -4,7 +4,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 import torch
 
@@ -13,13 +13,31 @@ import models
 import utils
 from training import checkpoint as checkpoints
 from training import devices
-from training.recipe import Recipe, named_recipe
+from training.flags import flag, setting
+from training.optimizer import build_optimizer
+from training.recipe import NAMES, Recipe, named_recipe
 
 RUNS = Path(__file__).resolve().parents[1] / "runs"  # where new runs have their folders
 AUTO = Path("auto")
-RECIPE_FLAGS = [
-    field.name for field in fields(Recipe) if field.name not in ("milestones", "nesterov")
-]
+T = TypeVar("T", "Options", Recipe)
+EVAL_SPLITS = ("test", "val", "none")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run is told besides the settings of its recipe and its files; see Recipe."""
+
+    model: str = setting("what is trained", default=models.names()[0], choices=models.names())
+    recipe: str = setting("short: 16 epochs, less augmentation", default=NAMES[0], choices=NAMES)
+    data: str = setting("auto falls back on the sample", default="auto", choices=data.SOURCES)
+    eval_split: str = setting(
+        "scored after each epoch, not trained on", default="val", choices=EVAL_SPLITS
+    )
+    precision: str = setting(
+        "of the mixed precision", default="auto", choices=("auto", *devices.PRECISIONS)
+    )
+    seed: int = setting("of weights, order and augmentation", default=0, at_most=utils.LARGEST_SEED)
+    checkpoint_minutes: float = setting("between checkpoints within an epoch", default=5.0)
 
 
 @dataclass(frozen=True)
@@ -58,24 +76,29 @@ def required_splits(eval_split: str) -> tuple[str, ...]:
     return (train_split,) if eval_split == "none" else (train_split, eval_split)
 
 
+def changed(record: T, given: dict[str, Any]) -> T:
+    """A dataclass's object with the values of those flags that are fields of it."""
+    return replace(record, **{f.name: given[f.name] for f in fields(record) if f.name in given})
+
+
 def new_settings(given: dict[str, Any], device: torch.device) -> Settings:
     """The settings of a fresh run: the flags, and the network's own recipe for the rest."""
-    model = given.get("model", models.names()[0])
-    recipe = named_recipe(model, given.get("recipe", "default"))
-    recipe = replace(recipe, **{k: given[k] for k in RECIPE_FLAGS if k in given})
-    source, eval_split = given.get("data", "auto"), given.get("eval_split", "val")
-    need = required_splits(eval_split)
+    options = changed(Options(), given)
+    recipe = changed(named_recipe(options.model, options.recipe), given)
+    # Refuses Muon for a network that has no matrix for it, before anything is looked for.
+    build_optimizer(models.build(options.model), recipe)
+    need = required_splits(options.eval_split)
     directory = given.get("data_dir", data.DEFAULT_DIRECTORY)
-    found = data.find(source, directory, need=need, download_url=given.get("download_url"))
-    precision = devices.pick_precision(given.get("precision", "auto"), device)
+    found = data.find(options.data, directory, need=need, download_url=given.get("download_url"))
+    precision = devices.pick_precision(options.precision, device)
     return Settings(
-        model=model,
-        config=models.config_dict(model),
+        model=options.model,
+        config=models.config_dict(options.model),
         recipe=recipe,
         source=found,
-        eval_split=eval_split,
+        eval_split=options.eval_split,
         precision=devices.precision_name(precision),
-        seed=given.get("seed", 0),
+        seed=options.seed,
     )
 
 
@@ -102,11 +125,11 @@ def settings_of(checkpoint: dict[str, Any], given: dict[str, Any], path: Path) -
     if "recipe" in given:  # a name for many settings, of which other flags may have changed some
         named = asdict(named_recipe(settings.model, given["recipe"]))
         given = {**named, **{name: value for name, value in given.items() if name != "recipe"}}
-    changed = [
+    different = [
         name for name, value in given.items() if value not in ("auto", settled.get(name, value))
     ]
-    if changed:
-        flags = ", ".join("--" + name.replace("_", "-") for name in changed)
+    if different:
+        flags = ", ".join(map(flag, different))
         raise utils.RunError(f"{flags} cannot change with --resume: start a new run instead")
     return settings
 
@@ -171,7 +194,7 @@ def find_folder(given: dict[str, Any]) -> Path | None:
     if "output" in given or resume is None:
         return given.get("output")
     if resume == AUTO:
-        model = given.get("model", models.names()[0])
+        model = given.get("model", Options.model)
         latest = checkpoints.find_latest(RUNS.glob(f"{model}-*"))
         return None if latest is None else latest.parent
     return resume if resume.is_dir() else resume.parent
