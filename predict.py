@@ -1,15 +1,15 @@
 """Say what pictures of your own show: the likeliest classes and their probabilities.
 
 A picture may be of any size and mode. It is turned as its EXIF orientation says and laid over
-white where it is transparent; of an animation the first frame counts. The square at its centre is
-shrunk, with antialiasing, to the 32 x 32 pixels that the network takes. What is no picture gets a
-line on standard error and is passed over. Exit status: 0, or 2 if not one picture could be read.
+white where it is transparent; of an animation the first frame counts. The square at its centre, or
+with --whole all of it, is shrunk, with antialiasing, to the 32 x 32 pixels that the network takes.
+What is no picture gets a line on standard error and is passed over. Exit status: 0, or 2 if not one
+picture could be read.
 """
 
 import argparse
 import json
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,9 +18,7 @@ if __name__ == "__main__":
 
     startup.begin()
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 import data
@@ -29,14 +27,13 @@ import plots
 import utils
 from training import weights
 
-SIZE = 32  # pixels, height and width, of what the network takes
 BATCH_SIZE = 100
+SAMPLE_WARNING = (
+    "predict.py: warning: these weights were trained on the 2,000 images of the built-in sample,"
+    " which is too few to rely on"
+)
 
 Prediction = list[tuple[str, float]]  # classes and their probabilities, the likeliest first
-
-
-class PictureError(Exception):
-    """A file that holds no picture that can be read; one line that says why."""
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -50,15 +47,28 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="PICTURE",
         help="a picture, or a folder: all files in it but hidden ones, without its subfolders",
     )
+    add("--whole", action="store_true", help="classify all of a picture, not its central square")
     add("--json", action="store_true", help="print a line of JSON a picture instead of a table")
     add("--top", type=int, metavar="N", default=3, help="classes a picture (3)")
     add(
         "--grid",
-        type=Path,
+        type=png_path,
         metavar="FILE",
         help=f"draw the first {plots.MAX_PREDICTIONS} pictures and their classes, as PNG",
     )
     return parser.parse_args(argv)
+
+
+def png_path(text: str) -> Path:
+    """The path of a PNG that can be written. Raises argparse.ArgumentTypeError where it cannot."""
+    path = Path(text)
+    if path.suffix.lower() != ".png":
+        raise argparse.ArgumentTypeError(f"{text!r} is no name that ends in .png")
+    if path.exists() and not path.is_file():
+        raise argparse.ArgumentTypeError(f"{text} is there, and is not a file")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: there is no folder {path.parent}")
+    return path
 
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
@@ -82,63 +92,17 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def read_picture(path: Path) -> Tensor:
-    """The square at the centre of a picture, shrunk: uint8 RGB (3, 32, 32).
-
-    Raises:
-        PictureError: it cannot be read, or it is so large that it may be meant to fill the memory.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what a picture lacks that can be done without
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            with Image.open(path) as image:
-                square = over_white(crop_square(ImageOps.exif_transpose(image)))
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise PictureError(f"more than {Image.MAX_IMAGE_PIXELS:,} pixels") from error
-        except FileNotFoundError as error:
-            raise PictureError("no such file") from error
-        except PermissionError as error:
-            raise PictureError("it must not be read") from error
-        except Exception as error:  # whatever a damaged file makes a decoder raise
-            raise PictureError("not a picture, or a damaged one") from error
-    small = square.resize((SIZE, SIZE), Image.Resampling.BICUBIC)  # antialiases when it shrinks
-    return torch.from_numpy(np.array(small)).permute(2, 0, 1)
-
-
-def crop_square(image: Image.Image) -> Image.Image:
-    """The largest square at the centre."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
-
-
-def over_white(image: Image.Image) -> Image.Image:
-    """The picture in RGB: 16 bits a channel become 8, what is transparent becomes white.
-
-    Raises:
-        ValueError: its mode has no meaning as colours.
-    """
-    if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
-        eighth = np.asarray(image).clip(0, 2**16 - 1) // 256
-        image = Image.fromarray(eighth.astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("floating-point pixels have no known range")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def read_batches(paths: Sequence[Path]) -> Iterator[tuple[list[Path], Tensor]]:
+def read_batches(
+    paths: Sequence[Path], padding: Sequence[float] | None
+) -> Iterator[tuple[list[Path], Tensor]]:
     """Batches of those pictures that can be read, uint8 (N, 3, 32, 32), with their paths; a line
-    on standard error for each of the others."""
+    on standard error for each of the others. `padding` is as in `data.read_picture`."""
     for start in range(0, len(paths), BATCH_SIZE):
         read, images = [], []
         for path in paths[start : start + BATCH_SIZE]:
             try:
-                images.append(read_picture(path))
-            except PictureError as error:
+                images.append(data.read_picture(path, padding))
+            except data.PictureError as error:
                 print(f"{printable(path)}: {error}", file=sys.stderr)
             else:
                 read.append(path)
@@ -183,10 +147,14 @@ def main(argv: list[str] | None = None) -> None:
     if not 1 <= arguments.top <= len(classes):
         raise utils.RunError(f"--top {arguments.top}: choose 1 to {len(classes)} classes")
     paths = find_pictures(arguments.pictures)
+    if checkpoint["data"]["source"] == "sample":
+        print(SAMPLE_WARNING, file=sys.stderr)
     widths = max(len(printable(path)) for path in paths), max(map(len, classes))
+    normalization = checkpoint["normalization"]
+    padding = normalization["mean"] if arguments.whole else None  # becomes zeros
     shown: list[tuple[Tensor, str, Prediction]] = []
-    for read, images in read_batches(paths):
-        probabilities = classify(network, images, **checkpoint["normalization"])
+    for read, images in read_batches(paths, padding):
+        probabilities = classify(network, images, **normalization)
         weights.require_finite(probabilities, arguments.checkpoint)
         for path, image, row in zip(read, images, probabilities, strict=True):
             prediction = likeliest(row, classes, arguments.top)

@@ -14,6 +14,7 @@ from data.augment import (
 from data.cifar10 import CLASSES, MEAN, STD, Split, load
 from data.files import DEFAULT_DIRECTORY, SOURCES, SPLITS, DataError, find
 from data.loader import Loader
+from data.pictures import PictureError, read_picture
 
 __all__ = [
     "CLASSES",
@@ -30,10 +31,12 @@ __all__ = [
     "Augmentation",
     "DataError",
     "Loader",
+    "PictureError",
     "Split",
     "cutout",
     "find",
     "load",
     "mix",
     "normalize",
+    "read_picture",
 ]

@@ -13,7 +13,6 @@ from PIL import Image
 
 import data
 import models
-import predict
 from training import checkpoint as checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -135,7 +134,7 @@ def pictures(tmp_path):
 @pytest.mark.parametrize("how", ["drop", "paste"])
 def test_pictures_are_read_as_predict_reads_them(page, answer, pictures, name, how):
     pixels, logits, _ = page.hand_in(how, pictures / name)
-    expected = predict.read_picture(pictures / name)
+    expected = data.read_picture(pictures / name)
     torch.testing.assert_close(pixels.int(), expected.int(), rtol=0, atol=2)
     torch.testing.assert_close(logits, answer(pixels), rtol=0, atol=1e-3)
 

@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +12,10 @@ import torch
 from PIL import Image
 
 import data
-import predict
+from data import pictures as pictures_module
+from training import checkpoint as checkpoints
 
+ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = 4  # an image of the built-in sample's validation split
 
 
@@ -28,7 +33,7 @@ def save(path, array, **options):
 
 def colour(path):
     """The one colour (r, g, b) that a picture has after reading."""
-    picture = predict.read_picture(path)
+    picture = data.read_picture(path)
     assert picture.shape == (3, 32, 32) and picture.dtype == torch.uint8
     (red_green_blue,) = {tuple(pixel) for pixel in picture.flatten(1).T.tolist()}
     return red_green_blue
@@ -43,7 +48,7 @@ def flat(mode, value, size=(40, 30)):
 
 def test_a_picture_of_the_right_size_is_not_changed(pixels, tmp_path):
     path = save(tmp_path / "a.png", pixels.permute(1, 2, 0))
-    assert torch.equal(predict.read_picture(path), pixels)
+    assert torch.equal(data.read_picture(path), pixels)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +112,7 @@ def test_exif_orientation_turns_the_picture_upright(orientation, pixels, tmp_pat
     exif = Image.Exif()
     exif[274] = orientation
     path = save(tmp_path / "a.png", stored.permute(1, 2, 0).contiguous(), exif=exif)
-    assert torch.equal(predict.read_picture(path), pixels)
+    assert torch.equal(data.read_picture(path), pixels)
 
 
 def test_the_square_at_the_centre_counts(tmp_path):
@@ -119,7 +124,7 @@ def test_the_square_at_the_centre_counts(tmp_path):
 
 def test_shrinking_averages_and_one_pixel_is_enough(tmp_path):
     stripes = np.tile(np.array([[0, 255]], np.uint8), (320, 160))  # finer than can be shown
-    picture = predict.read_picture(save(tmp_path / "stripes.png", stripes)).float()
+    picture = data.read_picture(save(tmp_path / "stripes.png", stripes)).float()
     assert (picture - 127.5).abs().max() < 10
     assert colour(save(tmp_path / "dot.png", np.full((1, 1), 7, np.uint8))) == (7, 7, 7)
 
@@ -130,7 +135,104 @@ def test_a_line_is_a_picture(size, tmp_path):
     assert colour(tmp_path / "a.png") == (5, 6, 7)
 
 
+@pytest.mark.parametrize("padding", [(0.2, 0.4, 0.6)])
+def test_the_whole_picture_keeps_its_proportions(padding, tmp_path):
+    ramp = np.tile(np.arange(0, 256, 4, dtype=np.uint8)[None, :, None], (48, 1, 3))  # 64 x 48
+    square = data.read_picture(save(tmp_path / "a.png", ramp), padding)
+    edge = torch.tensor([51, 102, 153], dtype=torch.uint8).view(3, 1, 1)
+    assert (square[:, :4] == edge).all() and (square[:, -4:] == edge).all()
+    middle = square[:, 4:-4].int()
+    expected = torch.arange(32) * 8 + 2  # the mean of two neighbours
+    assert (middle[..., 2:-2] - expected[2:-2]).abs().max() <= 1
+    assert middle[0, 0, 0] < 8 and middle[0, 0, -1] > 244  # nothing is cut off
+    line = data.read_picture(save(tmp_path / "line.png", np.zeros((1, 3000), np.uint8)), padding)
+    assert (line == 0).all(0).sum() == 32
+
+
+@pytest.mark.parametrize(
+    "start, name",
+    [
+        (b"\0\0\0\x18ftypheic", "HEIC"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
+        (b"%PDF-1.7", "PDF"),
+        (b'<?xml version="1.0"?><svg/>', "SVG"),
+    ],
+)
+def test_a_format_that_is_not_read_is_named(start, name, tmp_path):
+    (tmp_path / "a.png").write_bytes(start + bytes(100))
+    with pytest.raises(data.PictureError, match=f"^{name}.* is not supported here"):
+        data.read_picture(tmp_path / "a.png")
+
+
+def test_no_format_that_starts_a_program_is_read(tmp_path, monkeypatch):
+    """Pillow hands EPS to Ghostscript."""
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(a))
+    flat("RGB", (1, 2, 3)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
+    with pytest.raises(data.PictureError, match="PostScript is not supported here"):
+        data.read_picture(tmp_path / "a.jpg")
+    assert started == []
+
+
+def test_what_is_no_file_is_never_opened(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "fifo.png")  # opening it would wait for ever
+    for path in (tmp_path / "fifo.png", Path(os.devnull), Path("/dev/zero")):
+        with pytest.raises(data.PictureError, match="^not a file$"):
+            data.read_picture(path)
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+    flat("1", 1, (9400, 9400)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("decoded"))
+    with pytest.raises(data.PictureError, match="^more than 25,000,000 pixels"):
+        data.read_picture(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow's own limit comes first
+    with pytest.raises(data.PictureError, match="^more than 50,000,000 pixels"):
+        data.read_picture(tmp_path / "a.png")
+
+
+def test_a_large_jpeg_is_decoded_at_a_part_of_its_resolution(tmp_path):
+    flat("RGB", (200, 100, 50), (6000, 6000)).save(tmp_path / "a.jpg")
+    sizes = []
+    crop = pictures_module.crop_square
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures_module, "crop_square", lambda i: sizes.append(i.size) or crop(i))
+        red, green, blue = data.read_picture(tmp_path / "a.jpg").float().mean((1, 2))
+    assert sizes == [(1500, 1500)]
+    assert abs(red - 200) < 2 and abs(green - 100) < 2 and abs(blue - 50) < 2
+
+
+@pytest.mark.slow
+def test_the_largest_pictures_take_at_most_300_mb(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    flat("RGBA", (3, 4, 5, 100), (5000, 5000)).save(tmp_path / "a.png", exif=exif)
+    flat("I;16", 300, (5000, 5000)).save(tmp_path / "b.png", exif=exif)
+    flat("RGBA", (3, 4, 5, 100), (4000, 4000)).save(tmp_path / "c.webp", lossless=True, method=0)
+    code = (
+        "import resource, sys, pathlib, data;"
+        "used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+        "before = used(); [data.read_picture(p) for p in pathlib.Path(sys.argv[1]).iterdir()];"
+        "print(used() - before)"
+    )
+    command = [sys.executable, "-c", code, tmp_path]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert 90 * 1024 < int(output) < 300 * 1024  # kilobytes
+
+
 # -------------------------------------------------------------------------------------- the program
+
+
+@pytest.fixture(scope="module")
+def weights(weights, tmp_path_factory):
+    """As those that are released: trained on CIFAR-10."""
+    content = checkpoints.load_checkpoint(weights)
+    content["data"]["source"] = "cifar10"
+    path = tmp_path_factory.mktemp("cifar10") / "weights.pt"
+    checkpoints.save_checkpoint(path, content)
+    return path
 
 
 @pytest.fixture
@@ -205,14 +307,24 @@ def test_without_any_picture_the_status_is_2(pictures, weights, program, refused
     assert "required: PICTURE" in refused("predict.py")
 
 
-def test_a_decompression_bomb_is_refused(pictures, weights, program, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 32 * 32)
-    status, out, err = program("predict.py", "--checkpoint", weights, pictures / "b.jpg")
-    assert (status, out) == (2, "")
-    assert err == f"{pictures / 'b.jpg'}: more than 1,024 pixels\n"
-    flat("L", 0, (50, 50)).save(pictures / "bomb.png")  # over twice as many, Pillow's own limit
-    *_, err = program("predict.py", "--checkpoint", weights, pictures / "bomb.png")
-    assert err == f"{pictures / 'bomb.png'}: more than 1,024 pixels\n"
+def test_weights_that_saw_the_sample_alone_are_called_so(pictures, weights, program, tmp_path):
+    content = checkpoints.load_checkpoint(weights)
+    content["data"]["source"] = "sample"
+    checkpoints.save_checkpoint(tmp_path / "sample.pt", content)
+    arguments = ["--checkpoint", tmp_path / "sample.pt", pictures / "a.png"]
+    status, out, err = program("predict.py", *arguments)
+    assert status == 0 and out.count("\n") == 1
+    assert "warning" in err and "2,000 images of the built-in sample" in err
+    assert err.count("\n") == 1
+
+
+def test_a_whole_picture_can_be_classified(pictures, weights, program):
+    wide = np.zeros((20, 100, 3), np.uint8)
+    wide[:, 40:60] = 255
+    save(pictures / "wide.png", wide)
+    arguments = ["predict.py", "--checkpoint", weights, "--json", pictures / "wide.png"]
+    (_, square, _), (_, whole, _) = program(*arguments), program(*arguments, "--whole")
+    assert square != whole
 
 
 def test_bad_settings_are_one_line(pictures, weights, refused, tmp_path):
@@ -223,5 +335,21 @@ def test_bad_settings_are_one_line(pictures, weights, refused, tmp_path):
     for top in (0, 11):
         line = refused("predict.py", "--checkpoint", weights, "--top", top, picture)
         assert "choose 1 to 10 classes" in line
-    grid = tmp_path / "missing" / "grid.png"
-    assert str(grid) in refused("predict.py", "--checkpoint", weights, "--grid", grid, picture)
+
+
+@pytest.mark.parametrize("name", ["", "/", ".", "/dev/full", "grid", "grid.jpg", "missing/a.png"])
+def test_a_grid_that_cannot_be_written_is_refused_at_once(name, refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = refused("predict.py", "--checkpoint", "none.pt", "--grid", name, "no.png")
+    assert "--grid" in line and name in line  # and not the checkpoint, which is read later
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_grid_replaces_nothing_but_a_file(refused, tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "device.png").symlink_to(os.devnull)
+    os.mkfifo(tmp_path / "fifo.png")
+    for name in ("folder.png", "device.png", "fifo.png"):
+        line = refused("predict.py", "--checkpoint", "none.pt", "--grid", tmp_path / name, "no.png")
+        assert "--grid" in line and "is not a file" in line
+    assert (tmp_path / "device.png").is_symlink() and (tmp_path / "fifo.png").is_fifo()

@@ -1,0 +1,137 @@
+"""Pictures of any size and kind, read as CIFAR-10 has them: 32 x 32 pixels."""
+
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from data.cifar10 import SIZE
+
+# The formats that are read, and the most pixels of each: so many take at most about 300 MB. Of a
+# large JPEG only a part of the resolution is decoded. Other formats may start programs.
+MOST_PIXELS = {
+    "JPEG": 50_000_000,
+    "MPO": 50_000_000,  # a JPEG that holds more than one picture
+    "PNG": 25_000_000,
+    "WEBP": 16_000_000,
+    "AVIF": 16_000_000,
+    "GIF": 25_000_000,
+    "BMP": 25_000_000,
+    "TIFF": 25_000_000,
+    "PPM": 1_000_000,  # with 16 bits a channel it is read slowly, by Python
+}
+ENOUGH = (1024, 1024)  # pixels, width and height, that decoding a JPEG keeps at least
+
+# Formats that people have pictures in and that are not read, by how such a file starts.
+UNSUPPORTED = {
+    "HEIC or AVIF": rb".{4}ftyp",
+    "JPEG XL": rb"\xff\x0a|.{4}JXL ",
+    "JPEG 2000": rb".{4}jP  |\xff\x4f\xff\x51",
+    "SVG": rb"\s*(<\?xml|<!--|<svg)",
+    "PDF": rb"%PDF",
+    "PostScript": rb"%!PS|\xc5\xd0\xd3\xc6",
+    "Photoshop": rb"8BPS",
+}
+
+
+class PictureError(Exception):
+    """A file that holds no picture that can be read; one line that says why."""
+
+
+def read_picture(path: Path, padding: Sequence[float] | None = None) -> Tensor:
+    """A picture's square, shrunk: uint8 RGB (3, 32, 32).
+
+    Args:
+        padding: the colour (red, green, blue), from 0 to 1, that makes a square of the whole
+            picture; None: the square at its centre.
+
+    Raises:
+        PictureError: it cannot be read, or it is so large that it may be meant to fill the memory.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise PictureError("not a file")
+        picture = decode(path, whole=padding is not None)
+    except PictureError:
+        raise
+    except FileNotFoundError as error:
+        raise PictureError("no such file") from error
+    except PermissionError as error:
+        raise PictureError("it must not be read") from error
+    except Image.DecompressionBombError as error:
+        raise PictureError(f"more than {max(MOST_PIXELS.values()):,} pixels") from error
+    except UnidentifiedImageError as error:
+        raise PictureError(what_else(path)) from error
+    except Exception as error:  # whatever a damaged file makes a decoder raise
+        raise PictureError("not a picture, or a damaged one") from error
+    scale = SIZE / max(picture.size)
+    width, height = (max(1, round(scale * side)) for side in picture.size)
+    # Antialiases when it shrinks.
+    small = over_white(picture.resize((width, height), Image.Resampling.BICUBIC))
+    colour = tuple(round(255 * channel) for channel in padding or (1, 1, 1))
+    square = ImageOps.pad(small, (SIZE, SIZE), color=colour)
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1)
+
+
+def decode(path: Path, *, whole: bool) -> Image.Image:
+    """The picture, or the square at its centre, upright, in a mode that can be resized.
+
+    Raises:
+        PictureError: it has too many pixels.
+        Exception: of any kind, where a decoder cannot read it.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what a picture lacks that can be done without
+        Image.init()
+        known = [name for name in MOST_PIXELS if name in Image.OPEN]
+        with Image.open(path, formats=known) as image:
+            most = MOST_PIXELS[image.format]
+            if image.width * image.height > most:
+                raise PictureError(f"more than {most:,} pixels, which is too many in its format")
+            image.draft(None, ENOUGH)
+            ImageOps.exif_transpose(image, in_place=True)
+            return resizable(image if whole else crop_square(image))
+
+
+def what_else(path: Path) -> str:
+    """What a file is that Pillow finds no picture in."""
+    with open(path, "rb") as file:
+        start = file.read(100)
+    for name, pattern in UNSUPPORTED.items():
+        if re.match(pattern, start, re.DOTALL):
+            return f"{name} is not supported here: save the picture as JPEG or PNG"
+    return "not a picture, or a damaged one"
+
+
+def crop_square(image: Image.Image) -> Image.Image:
+    """The largest square at the centre."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
+def resizable(image: Image.Image) -> Image.Image:
+    """The picture in a mode whose values can be averaged: numbers (I), RGB or RGBA.
+
+    Raises:
+        ValueError: its mode has no meaning as colours.
+    """
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range")
+    mode = "I" if image.mode.startswith("I") else "RGBA" if image.has_transparency_data else "RGB"
+    return image if image.mode == mode else image.convert(mode)
+
+
+def over_white(image: Image.Image) -> Image.Image:
+    """The picture in RGB: 16 bits a channel become 8, what is transparent becomes white."""
+    if image.mode == "I":  # Pillow would cut off at 255
+        eighth = np.asarray(image).clip(0, 2**16 - 1) // 256
+        image = Image.fromarray(eighth.astype(np.uint8))
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
