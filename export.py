@@ -28,6 +28,7 @@ import models
 import utils
 from models.mirror import untied
 from training import engine, onnx_files, weights
+from training.flags import folder
 from training.onnx_files import INPUT, OPSET, OUTPUT, PixelClassifier
 
 BATCH_SIZE = 100
@@ -43,7 +44,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add(
         "--output",
-        type=Path,
+        type=folder,
         metavar="DIR",
         help="folder of NAME.onnx and NAME.int8.onnx (that of the checkpoint NAME)",
     )

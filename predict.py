@@ -26,6 +26,7 @@ import models
 import plots
 import utils
 from training import weights
+from training.flags import file
 
 BATCH_SIZE = 100
 SAMPLE_WARNING = (
@@ -42,7 +43,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add(
         "pictures",
-        type=Path,
+        type=file,
         nargs="+",
         metavar="PICTURE",
         help="a picture, or a folder: all files in it but hidden ones, without its subfolders",

@@ -19,6 +19,7 @@ import plots
 import utils
 from models import explain
 from training import devices, engine, weights
+from training.flags import folder
 
 ROOT = Path(__file__).resolve().parent
 SPLITS = ("test", "val", "train")
@@ -35,7 +36,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     weights.add_data(parser)
     add = parser.add_argument
     add("--split", choices=SPLITS, help="images to score (test; val of the sample)")
-    add("--output", type=Path, metavar="DIR", help="folder of figures (runs/test-NETWORK-TIME)")
+    add("--output", type=folder, metavar="DIR", help="folder of figures (runs/test-NETWORK-TIME)")
     add(
         "--explain",
         type=int,

@@ -498,3 +498,20 @@ def test_test_refuses_a_flag(refused, run, tmp_path, arguments):
     checkpoint = ["--checkpoint", run / "weights.pt", "--device", "cpu"] if arguments else []
     refused("test.py", *checkpoint, "--output", tmp_path / "figures", *arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "script, arguments, said",
+    [
+        ("test.py", ["--checkpoint", ""], "--checkpoint is empty: name a file"),
+        ("test.py", ["--output", ""], "--output is empty: name a folder"),
+        ("export.py", ["--data-dir", ""], "--data-dir is empty: name a folder"),
+        ("export.py", ["--output", ""], "--output is empty: name a folder"),
+        ("predict.py", [""], "PICTURE is empty: name a file"),
+    ],
+)
+def test_an_empty_path_is_refused(refused, tmp_path, monkeypatch, script, arguments, said):
+    """As of a variable of the shell that is not set: it is not the working directory."""
+    monkeypatch.chdir(tmp_path)
+    assert refused(script, *arguments) == f"{script}: error: {said}"
+    assert list(tmp_path.iterdir()) == []

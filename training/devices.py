@@ -40,7 +40,7 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         other = "" if name == "cpu" else ": choose another, as in --device cpu"
         raise utils.RunError(
-            f"device {name!r} is not usable here ({first_line(error)}){other}"
+            f"--device {name!r} is not usable here ({first_line(error)}){other}"
         ) from error
     return device
 
@@ -62,7 +62,7 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     if name not in ("auto", *PRECISIONS):
         raise utils.RunError(f"unknown precision {name!r}: choose one of {', '.join(PRECISIONS)}")
     if name == "fp16" and device.type == "cpu":
-        raise utils.RunError("precision fp16 is for CUDA devices: choose bf16 or fp32")
+        raise utils.RunError("--precision fp16 is for CUDA devices: choose bf16 or fp32")
     names = candidates(device) if name == "auto" else [name]
     for candidate, following in zip(names, [*names[1:], None], strict=True):
         reason = why_not(device, PRECISIONS[candidate])

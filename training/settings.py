@@ -85,12 +85,12 @@ def new_settings(given: dict[str, Any], device: torch.device) -> Settings:
     """The settings of a fresh run: the flags, and the network's own recipe for the rest."""
     options = changed(Options(), given)
     recipe = changed(named_recipe(options.model, options.recipe), given)
-    # Refuses Muon for a network that has no matrix for it, before anything is looked for.
+    # Before anything is looked for, these refuse what the network or the device cannot do.
     build_optimizer(models.build(options.model), recipe)
+    precision = devices.pick_precision(options.precision, device)
     need = required_splits(options.eval_split)
     directory = given.get("data_dir", data.DEFAULT_DIRECTORY)
     found = data.find(options.data, directory, need=need, download_url=given.get("download_url"))
-    precision = devices.pick_precision(options.precision, device)
     return Settings(
         model=options.model,
         config=models.config_dict(options.model),

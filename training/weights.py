@@ -11,6 +11,7 @@ import data
 import models
 import utils
 from training import checkpoint as checkpoints
+from training.flags import file, folder
 
 AUTO = "auto: the sample if the weights come from it, else CIFAR-10"
 
@@ -19,7 +20,7 @@ def add_checkpoint(parser: argparse.ArgumentParser, *, required: bool = False) -
     """The flag --checkpoint, by default the released weights."""
     parser.add_argument(
         "--checkpoint",
-        type=Path,
+        type=file,
         metavar="PATH",
         required=required,
         default=models.RELEASED_WEIGHTS,
@@ -33,7 +34,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     add("--data", choices=data.SOURCES, default="auto", help=AUTO)
     add(
         "--data-dir",
-        type=Path,
+        type=folder,
         metavar="DIR",
         default=data.DEFAULT_DIRECTORY,
         help="CIFAR-10 lies or is downloaded here (data/raw)",
