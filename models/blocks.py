@@ -32,9 +32,9 @@ def batch_norm(channels: int, *, mirror: bool = False, zero: bool = False) -> nn
     return norm
 
 
-def global_average(x: Tensor, parts: int = 1) -> Tensor:
+def global_average(x: Tensor, parts: int = 1, dtype: torch.dtype | None = None) -> Tensor:
     """(N, C, H, W) -> the mean of each channel, (N, C); with `parts` the mean of so many equal
-    parts of the channels, (N, C / parts).
+    parts of the channels, (N, C / parts). Of `dtype`, or else of that of `x`.
 
     On a CPU as a product with a row of H * W equal weights: on channels_last tensors in half
     precision several times faster than a mean, forwards and backwards, and summed in float32
@@ -43,10 +43,11 @@ def global_average(x: Tensor, parts: int = 1) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # (N, H * W, C)
         if x.device.type != "cpu":
-            return pixels.unflatten(2, (parts, -1)).mean((1, 2))
+            return pixels.unflatten(2, (parts, -1)).mean((1, 2), dtype=dtype)
         count = pixels.shape[1]
         averages = (pixels.new_full((1, count), 1 / count) @ pixels).squeeze(1)
-        return averages.unflatten(1, (parts, -1)).mean(1) if parts > 1 else averages
+        averages = averages.unflatten(1, (parts, -1)).mean(1) if parts > 1 else averages
+        return averages if dtype is None else averages.to(dtype)
 
 
 def phases(x: Tensor, dilation: int) -> Tensor:
@@ -191,12 +192,12 @@ class EfficientChannelAttention(nn.Module):
 
     def _gate(self, x: Tensor, step: int) -> Tensor:
         """As `gate`; with `mirror` of the first half of the channels, (N, C / 2, 1, 1)."""
-        averages = global_average(x, 2 if self.mirror else 1)
+        # A few thousand numbers: float32 costs nothing, and half precision is slow here on a CPU.
+        averages = global_average(x, 2 if self.mirror else 1, self.conv.weight.dtype)
         if step > 1:
             averages = averages.unflatten(0, (-1, step**2)).mean(1)
-        # A few thousand numbers: float32 costs nothing, and half precision is slow here on a CPU.
         with torch.autocast(x.device.type, enabled=False):
-            gate = self.conv(averages[:, None].to(self.conv.weight.dtype)).sigmoid()
+            gate = self.conv(averages[:, None]).sigmoid()
         gate = gate.to(x.dtype).squeeze(1)[:, :, None, None]
         return gate.repeat_interleave(step**2, 0) if step > 1 else gate
 

@@ -13,7 +13,6 @@ tensor. `TiedTensors` makes those of a whole network at once.
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +54,11 @@ def even_and_odd(halves: Tensor) -> Tensor:
     return blocks(torch.stack([even + odd, even - odd], 1))
 
 
+def in_order(tensor: Tensor) -> Tensor:
+    """A kernel (C', C, H, W), which lies in channels_last, as (C', H, W, C), without a copy."""
+    return tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor
+
+
 class TiedModule(nn.Module):
     """A module of which some parameters are learned in part: see `tie` and `tied`."""
 
@@ -80,67 +84,67 @@ class TiedTensors(nn.Module):
     """Makes the tied tensors of a whole network in a few operations, for one forward pass.
 
     On a GPU each small operation costs as much as a convolution. A tie only puts numbers into
-    places, after the sums and differences of `even_and_odd`. So the learned numbers of all layers
-    go into one row, and an index, made once, says which of them each place of the whole takes.
+    places, half of them after a sum or a difference. So the learned numbers of all layers go into
+    one row. At each place of the wholes stands the weighted sum of two of them, by an index and by
+    weights that are made once.
     """
 
-    order: Tensor  # None until the weights are there, as `places`
-    places: Tensor
+    places: Tensor | None
+    weights: Tensor | None
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         modules = [module for module in network.modules() if isinstance(module, TiedModule)]
         members = [(module, name) for module in modules for name in module.ties]
-        self.norms: list[Any] = [module for module in modules if isinstance(module, nn.BatchNorm2d)]
+        self.norms = [module for module in modules if isinstance(module, nn.BatchNorm2d)]
         # Norms last: mixed precision casts kernels and biases of convolutions, and no others.
         self.members = sorted(members, key=lambda member: isinstance(member[0], nn.BatchNorm2d))
-        self.register_buffer("order", None, persistent=False)
         self.register_buffer("places", None, persistent=False)
+        self.register_buffer("weights", None, persistent=False)
         # On "meta" a network may be of any size, until its weights are there.
         self.register_load_state_dict_post_hook(TiedTensors._index_after_loading)
         if members and not any(p.is_meta for p in network.parameters()):
             self._index()
 
-    def _index_after_loading(self, _: object) -> None:
-        if self.members and self.order is None:
+    def _index_after_loading(self, *_: object) -> None:
+        if self.members and self.places is None:
             self._index()
 
     def _index(self) -> None:
-        """Say where the numbers go. `order` puts the even parts first, then the odd ones, then all
-        other numbers; of what sums and differences make of these, `places` makes the wholes, as
-        they lie in memory: kernels in channels_last."""
-        learned = [getattr(module, name) for module, name in self.members]
-        ties = [module.ties[name] for module, name in self.members]
-        count = sum(p.numel() for p in learned)
-        numbers = torch.arange(count, device="cpu")  # even within torch.device("meta")
-        rows = numbers.split([p.numel() for p in learned])
-        parts = [row.view(p.shape) for row, p in zip(rows, learned, strict=True)]
-        of_pairs = [tie is even_and_odd for tie in ties]
-        pairs = [part for part, is_pair in zip(parts, of_pairs, strict=True) if is_pair]
-        others = [part for part, is_pair in zip(parts, of_pairs, strict=True) if not is_pair]
-        ordered = [pair[i].flatten() for i in (0, 1) for pair in pairs]
-        self.paired = sum(map(len, ordered))
-        order = torch.cat([*ordered, *(part.flatten() for part in others)])
-        position = torch.empty_like(order).scatter(0, order, numbers)
+        """Say where the numbers go. Kernels lie in channels_last, learned ones and whole ones."""
         wholes = []
-        for part, tie, is_pair in zip(parts, ties, of_pairs, strict=True):
-            whole = (blocks if is_pair else tie)(position[part][None])[0]
-            wholes.append(whole.permute(0, 2, 3, 1) if whole.ndim == 4 else whole)
-        self.shapes = [whole.shape for whole in wholes]
-        sizes = [whole.numel() for whole in wholes]
+        start = 0
+        for module, name in self.members:
+            learned, tie = in_order(getattr(module, name)), module.ties[name]
+            numbers = torch.arange(start, start + learned.numel(), device="cpu").view(learned.shape)
+            start += learned.numel()
+            numbers = numbers.permute(0, 3, 1, 2) if numbers.ndim == 4 else numbers
+            if tie is even_and_odd:  # A = even / 2 + odd / 2, B = even / 2 - odd / 2
+                pairs = [blocks(torch.stack([part, part])[None])[0] for part in numbers]
+                half = torch.full_like(numbers[0], 0.5, dtype=torch.float32)
+                signs = blocks(torch.stack([half, -half])[None])[0]
+                wholes.append((*pairs, signs.abs(), signs))
+            else:
+                whole = in_order(tie(numbers[None])[0])
+                ones = torch.ones_like(whole, dtype=torch.float32)
+                wholes.append((whole, whole, ones, 0 * ones))
+        self.shapes = [first.shape for first, *_ in wholes]
+        sizes = [first.numel() for first, *_ in wholes]
         norms = [isinstance(module, nn.BatchNorm2d) for module, _ in self.members].count(True)
         self.kernels = sizes[: len(sizes) - norms]
         self.scales = sizes[len(sizes) - norms :]
-        self.order = order
-        self.places = torch.cat([whole.flatten() for whole in wholes])
+        first, second, *weights = (
+            torch.cat([tensor.flatten() for tensor in tensors])
+            for tensors in zip(*wholes, strict=True)
+        )
+        self.places = torch.cat([first, second])
+        self.weights = torch.stack(weights)
 
     def _wholes(self) -> list[Tensor]:
         """The whole tensor of each member."""
-        row = torch.cat([getattr(module, name).flatten() for module, name in self.members])
-        row = row.index_select(0, self.order)
-        pairs, others = row.split([self.paired, len(row) - self.paired])
-        even, odd = (pairs / 2).chunk(2)
-        row = torch.cat([even + odd, even - odd, others]).index_select(0, self.places)
+        assert self.places is not None and self.weights is not None
+        row = torch.cat([in_order(getattr(m, name)).flatten() for m, name in self.members])
+        row = (row.index_select(0, self.places).view_as(self.weights) * self.weights).sum(0)
         kernels, scales = row.split([sum(self.kernels), sum(self.scales)])
         if torch.is_autocast_enabled(row.device.type):
             kernels = kernels.to(torch.get_autocast_dtype(row.device.type))

@@ -130,17 +130,18 @@ def test_put_together_is_as_many_operations_whatever_the_number_of_layers():
 
     def operations(depths):
         network = models.build("under100k", depths=depths).train()
+        network.to(memory_format=torch.channels_last)
         activities = [torch.profiler.ProfilerActivity.CPU]
         with torch.profiler.profile(activities=activities) as profiler:
             with network.tied_tensors.put_together():
                 pass
-        launched = {"cat", "index_select", "div", "add", "sub", "_foreach_add_", "flip", "stack"}
+        launched = {"cat", "index_select", "mul", "sum", "_foreach_add_", "flip", "stack", "clone"}
         counts = {
             event.key.removeprefix("aten::"): event.count for event in profiler.key_averages()
         }
         return sum(counts.get(name, 0) for name in launched)
 
-    assert operations((1, 1, 1, 1)) == operations((5, 2, 2, 2)) <= 10
+    assert operations((1, 1, 1, 1)) == operations((5, 2, 2, 2)) <= 5
 
 
 def test_tensors_put_together_are_kernels_in_channels_last_and_the_precision_of_autocast():
@@ -177,7 +178,7 @@ def test_a_network_of_absurd_size_takes_no_memory_until_its_weights_are_loaded()
     with torch.device("meta"):
         absurd = models.build("under100k", widths=(2**20, 2**20), hidden=(2**20, 2**20))
         loaded = models.build("under100k")
-    assert absurd.tied_tensors.order is None
+    assert absurd.tied_tensors.places is None
     torch.manual_seed(0)
     network = models.build("under100k").eval()
     loaded.load_state_dict(network.state_dict(), assign=True)
