@@ -1,4 +1,4 @@
-"""The networks for torch.hub, which needs only torch:
+"""The networks for torch.hub, which needs only torch and safetensors:
 
     network = torch.hub.load(REPO, "under100k", pretrained=True, source="local")
 
@@ -7,14 +7,16 @@ under the names that this repository uses: it keeps them.
 """
 
 import importlib.util  # modules alone: torch.hub lists every function here as a network
+import json
 import pathlib
 import sys
 import types
 import zlib
 
+import safetensors
 import torch
 
-dependencies = ["torch"]
+dependencies = ["torch", "safetensors"]
 
 
 def _import_models() -> types.ModuleType:
@@ -55,9 +57,12 @@ def under100k(pretrained: bool = False, **config: object) -> torch.nn.Module:
         raise ValueError(
             f"no released weights at {_models.RELEASED_WEIGHTS}: load with pretrained=False"
         )
-    checkpoint = torch.load(_models.RELEASED_WEIGHTS, map_location="cpu", weights_only=True)
+    with safetensors.safe_open(_models.RELEASED_WEIGHTS, "pt") as file:
+        checkpoint = json.loads(file.metadata()["content"])
+        names = [name for name in file.keys() if name.startswith("state_dict/")]  # noqa: SIM118
+        weights = {name.removeprefix("state_dict/"): file.get_tensor(name) for name in names}
     network = _models.build(checkpoint["model"], **checkpoint["config"])
-    network.load_state_dict(checkpoint["state_dict"])
+    network.load_state_dict(weights)
     network.normalization = checkpoint["normalization"]
     network.classes = tuple(checkpoint["classes"])
     return network.eval()

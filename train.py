@@ -116,7 +116,7 @@ def carry_out(plan: Plan, given: dict[str, Any], device: torch.device, held: Exi
         utils.say_goodbye(f"{interrupted}: all is saved; go on with\n{command}")
         sys.exit(interrupted.status)
     if is_main:
-        checkpoints.save_checkpoint(output / "weights.pt", run.weights())
+        checkpoints.save_checkpoint(output / "weights.safetensors", run.weights())
         draw(run, evaluation, output)
         if board is not None:
             board.close(sorted(output.glob("*.png")))

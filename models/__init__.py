@@ -16,7 +16,7 @@ from .under100k import Under25kConfig, Under50kConfig, Under100k, Under100kConfi
 __all__ = ["RELEASED_WEIGHTS", "ModelError", "build", "config_dict", "names"]
 
 # A checkpoint of the default network.
-RELEASED_WEIGHTS = Path(__file__).resolve().parent.parent / "checkpoints" / "under100k.pt"
+RELEASED_WEIGHTS = Path(__file__).resolve().parent.parent / "checkpoints" / "under100k.safetensors"
 
 _NETWORKS = {
     "under100k": (Under100k, Under100kConfig),

@@ -190,7 +190,8 @@ def digest(content: dict[str, Any]) -> str:
     timed = {"seconds", "images_per_second"}
     rows = [{k: v for k, v in row.items() if k not in timed} for row in content["history"]]
     training = {**content["training"], "seconds": 0.0}
-    return checkpoints.checksum({**content, "history": rows, "training": training})
+    content = {**content, "history": rows, "training": training}
+    return checkpoints.checksum(*checkpoints.encode(content))
 
 
 def resume(path: Path) -> str:
@@ -227,7 +228,7 @@ def write_checkpoints(folder: Path) -> tuple[Path, Path]:
     with interrupted_after(STEPS):
         run_script(lambda: train.main([*flags, str(folder / "interrupted")]))
     (folder / "interrupted" / checkpoints.PREVIOUS).unlink()  # or it would stand in for the other
-    return folder / "interrupted" / checkpoints.LAST, folder / "finished" / "weights.pt"
+    return folder / "interrupted" / checkpoints.LAST, folder / "finished" / "weights.safetensors"
 
 
 # ------------------------------------------------------------------------------------------- data
@@ -288,7 +289,7 @@ def readers(folder: Path) -> list[Reader]:
     sample = folder / "sample"
     shutil.copytree(cifar10.SAMPLE_DIRECTORY, sample)
     cifar10.SAMPLE_DIRECTORY = sample
-    contents = (*mutants.DAMAGES, *mutants.ARCHIVES, *[mutants.other_content] * 12)
+    contents = (*mutants.DAMAGES, *mutants.HEADERS, *[mutants.other_content] * 12)
     pickles = (*mutants.DAMAGES, mutants.bare_pickle)
     batch = python / files.PYTHON_FOLDER / "data_batch_1"
 

@@ -148,7 +148,7 @@ def campaign(kills: int, images: int, batch_size: int, seed: int, folder: Path) 
         life.wait()
         if life.status == 0:
             tally.finished += 1
-            tally.equal += same(checkpoints.load_checkpoint(run / "weights.pt"), expected)
+            tally.equal += same(checkpoints.load_checkpoint(run / "weights.safetensors"), expected)
             reached, run = (0, 0), folder / str(tally.finished)
         elif life.status == -signal.SIGKILL:
             tally.kills += 1
@@ -170,7 +170,7 @@ def undisturbed_run(command: list[str], images: int, folder: Path) -> tuple[dict
     life.wait()
     if life.status != 0:
         raise RuntimeError(f"the training does not work: {log.read_text()[-2000:]}")
-    expected = checkpoints.load_checkpoint(folder / "undisturbed" / "weights.pt")
+    expected = checkpoints.load_checkpoint(folder / "undisturbed" / "weights.safetensors")
     return expected, time.monotonic() - begin
 
 

@@ -78,7 +78,7 @@ def network():
 @pytest.fixture(scope="session")
 def weights(network, tmp_path_factory):
     """A file with the weights of `network`, as they are released."""
-    path = tmp_path_factory.mktemp("weights") / "weights.pt"
+    path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
     content = {
         "model": models.names()[0],
         "config": models.config_dict(models.names()[0]),

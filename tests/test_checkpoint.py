@@ -4,19 +4,21 @@ The fuzz (test_resume.py) finds what nobody thought of; here stands what must be
 """
 
 import fcntl
+import json
 import os
-import pickle
 import resource
-import zipfile
+import time
 
 import pytest
+import safetensors.torch
 import torch
-from torch import nn
 
 import data
 import models
 import utils
 from training import checkpoint as checkpoints
+from training.flags import settings_of
+from training.recipe import Recipe
 from utils import RunError
 
 
@@ -45,48 +47,54 @@ def refusal(path):
 
 
 def test_what_is_saved_is_loaded(tmp_path, content):
-    path = tmp_path / "ä b.pt"
+    path = tmp_path / "ä b.safetensors"
     checkpoints.save_checkpoint(path, content)
     loaded = checkpoints.load_checkpoint(path)
     assert torch.equal(loaded["state_dict"].pop("weight"), content["state_dict"].pop("weight"))
     assert torch.equal(loaded["state_dict"].pop("count"), content["state_dict"].pop("count"))
-    assert loaded.pop("format") == checkpoints.FORMAT and len(loaded.pop("checksum")) == 64
     assert loaded == content
-    plain = torch.load(path, weights_only=True)  # which needs nothing of this repository
-    assert plain["model"] == "baseline"
+    plain = safetensors.torch.load_file(path)  # which needs nothing of this repository
+    assert plain.keys() == {"state_dict/weight", "state_dict/count"}
 
 
-def test_memory_layout_is_kept(tmp_path, content):
-    """Resuming bit for bit takes the same kernels, and those depend on the layout."""
-    images = torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last)
-    content["state_dict"]["weight"] = images
-    checkpoints.save_checkpoint(tmp_path / "a.pt", content)
-    loaded = checkpoints.load_checkpoint(tmp_path / "a.pt")["state_dict"]["weight"]
-    assert loaded.stride() == images.stride() and torch.equal(loaded, images)
+def test_any_tree_comes_back_but_for_its_tuples(tmp_path, content):
+    more = {
+        "a": [{"b": torch.ones(2)}, {}, [], (1, 2.5)],
+        3: {"4": None},
+        "c": {"tensor": 1, "d": 2},
+    }
+    checkpoints.save_checkpoint(tmp_path / "a.safetensors", content | {"more": more})
+    loaded = checkpoints.load_checkpoint(tmp_path / "a.safetensors")["more"]
+    assert torch.equal(loaded["a"][0].pop("b"), torch.ones(2))
+    assert loaded == {"a": [{}, {}, [], [1, 2.5]], 3: {4: None}, "c": {"tensor": 1, "d": 2}}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_a_checkpoint_from_a_gpu_names_no_gpu(tmp_path, content):
     content["state_dict"]["weight"] = content["state_dict"]["weight"].cuda()
-    checkpoints.save_checkpoint(tmp_path / "a.pt", content)
-    assert torch.load(tmp_path / "a.pt", weights_only=True)["state_dict"]["weight"].is_cpu
+    checkpoints.save_checkpoint(tmp_path / "a.safetensors", content)
+    assert checkpoints.load_checkpoint(tmp_path / "a.safetensors")["state_dict"]["weight"].is_cpu
 
 
 # -------------------------------------------------------------------------------------- refused
 
 
 def test_no_file_or_none_of_ours(tmp_path):
-    assert "no checkpoint at" in refusal(tmp_path / "missing.pt")
-    (tmp_path / "folder.pt").mkdir()
-    assert "not a file" in refusal(tmp_path / "folder.pt")
-    os.mkfifo(tmp_path / "pipe.pt")  # which nobody writes to: reading it would never end
-    assert "not a file" in refusal(tmp_path / "pipe.pt")
-    torch.save({"epoch": 1}, tmp_path / "other.pt")
-    assert "not a checkpoint" in refusal(tmp_path / "other.pt")
+    assert "no checkpoint at" in refusal(tmp_path / "missing.safetensors")
+    (tmp_path / "folder.safetensors").mkdir()
+    assert "not a file" in refusal(tmp_path / "folder.safetensors")
+    os.mkfifo(tmp_path / "pipe.safetensors")  # which nobody writes to: reading it would never end
+    assert "not a file" in refusal(tmp_path / "pipe.safetensors")
+    (tmp_path / "empty.safetensors").touch()
+    assert "not a checkpoint" in refusal(tmp_path / "empty.safetensors")
+    safetensors.torch.save_file({"weight": torch.ones(1)}, tmp_path / "other.safetensors")
+    assert "not a checkpoint" in refusal(tmp_path / "other.safetensors")
+    torch.save({"epoch": 1}, tmp_path / "old.pt")
+    assert "is no safetensors file, but a .pt file" in refusal(tmp_path / "old.pt")
 
 
 def test_every_flipped_bit_of_a_weight_is_noticed(tmp_path, content):
-    path = tmp_path / "a.pt"
+    path = tmp_path / "a.safetensors"
     checkpoints.save_checkpoint(path, content)
     intact = path.read_bytes()
     weights = content["state_dict"]["weight"].numpy().tobytes()
@@ -98,23 +106,66 @@ def test_every_flipped_bit_of_a_weight_is_noticed(tmp_path, content):
         assert "damaged" in refusal(path)
 
 
-def test_the_checksum_covers_all(content):
-    """Also what the archive's own checksums would not notice: that a program changed it."""
-    before = {checkpoints.checksum(content)}
-    for name, value in [("epoch", 2), ("model", "x"), ("classes", ["a"]), ("more", 1)]:
-        before.add(checkpoints.checksum(content | {name: value}))
-    weight = content["state_dict"]["weight"]
+def rewritten(path, tensors=None, **metadata):
+    """Change what a checkpoint holds, as any program can that writes safetensors."""
+    with safetensors.safe_open(path, "pt") as file:
+        found = file.metadata()
+    tensors = safetensors.torch.load_file(path) if tensors is None else tensors
+    safetensors.torch.save_file(tensors, path, found | metadata)
+
+
+def sealed(path, tensors, content):
+    """The same with a checksum that fits."""
+    digest = checkpoints.checksum(content, tensors)
+    rewritten(path, tensors, content=content, sha256=digest)
+
+
+def test_the_checksum_covers_all(tmp_path, content):
+    path = tmp_path / "a.safetensors"
+    checkpoints.save_checkpoint(path, content)
+    tensors = safetensors.torch.load_file(path)
+    weight = tensors["state_dict/weight"]
     for other in (weight + 1, weight.view(3, 2), weight.double(), weight.view(torch.int32)):
-        before.add(checkpoints.checksum(content | {"state_dict": {"weight": other}}))
-    assert len(before) == 9
+        checkpoints.save_checkpoint(path, content)
+        rewritten(path, tensors | {"state_dict/weight": other})
+        assert "its checksum does not match" in refusal(path)
+    rewritten(path, tensors | {"other": weight.clone()})
+    assert "its checksum does not match" in refusal(path)
+    checkpoints.save_checkpoint(path, content)
+    rewritten(path, content=json.dumps(content | {"state_dict": {}, "epoch": 2}))
+    assert "its checksum does not match" in refusal(path)
 
 
-def test_an_older_layout_is_refused_by_its_version(tmp_path, content, monkeypatch):
-    monkeypatch.setattr(checkpoints, "FORMAT", 0)
-    checkpoints.save_checkpoint(tmp_path / "old.pt", content)
+def test_another_version_is_refused_by_its_number(tmp_path, content, monkeypatch):
+    monkeypatch.setattr(checkpoints, "VERSION", "1")
+    checkpoints.save_checkpoint(tmp_path / "old.safetensors", content)
     monkeypatch.undo()
-    line = refusal(tmp_path / "old.pt")
-    assert "format 0" in line and f"reads {checkpoints.FORMAT}" in line
+    line = refusal(tmp_path / "old.safetensors")
+    assert "version '1'" in line and f"reads {checkpoints.VERSION}" in line
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"epoch": NaN}',
+        '{"epoch": 1' + "0" * 5000 + "}",
+        '{"state_dict": {"tensor": "state_dict/weight"}}',
+        '{"a": {"tensor": "state_dict/weight"}, "b": {"tensor": "state_dict/weight"}}',
+        '{"a": {"tensor": "nowhere"}}',
+        '{"a": {"tensor": ["state_dict/weight"]}}',
+        '{"\u0663": {"\u00b2": 1}}',
+        "[" * 100_000,
+        '{"a":' * 50_000,
+    ],
+    ids=lambda text: text[:30],
+)
+def test_json_that_makes_no_sense_is_refused_though_sealed(tmp_path, content, text):
+    path = tmp_path / "a.safetensors"
+    checkpoints.save_checkpoint(path, content)
+    sealed(path, safetensors.torch.load_file(path), text)
+    assert "is damaged" in refusal(path)
 
 
 NAN, LARGE = float("nan"), 10**400
@@ -151,79 +202,36 @@ NAN, LARGE = float("nan"), 10**400
     ],
 )
 def test_what_makes_no_sense_is_refused_though_sealed(tmp_path, content, name, value):
-    checkpoints.save_checkpoint(tmp_path / "a.pt", content | {name: value})
-    assert f"its {name} makes no sense" in refusal(tmp_path / "a.pt")
+    checkpoints.save_checkpoint(tmp_path / "a.safetensors", content | {name: value})
+    assert f"its {name} makes no sense" in refusal(tmp_path / "a.safetensors")
     del content[name]
-    checkpoints.save_checkpoint(tmp_path / "a.pt", content)
-    assert f"its {name} makes no sense" in refusal(tmp_path / "a.pt")
+    checkpoints.save_checkpoint(tmp_path / "a.safetensors", content)
+    assert f"its {name} makes no sense" in refusal(tmp_path / "a.safetensors")
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        torch.zeros(1).expand(1 << 40),
-        torch.zeros(2).to_sparse(),
-        torch.zeros(2, device="meta"),
-        nn.Parameter(torch.zeros(2)),
-        {1, 2},
-        b"bytes",
-        [[]] * (checkpoints.MAX_NODES + 1),
-    ],
-    ids=["absurd size", "sparse", "meta", "parameter", "set", "bytes", "too many"],
-)
-def test_nothing_but_plain_values_and_tensors(tmp_path, content, value):
-    torch.save(content | {"format": 1, "checksum": "0", "more": value}, tmp_path / "a.pt")
-    assert "is damaged or is not a checkpoint" in refusal(tmp_path / "a.pt")
+def header(path, length=None, **entries):
+    text = json.dumps(entries).encode()
+    path.write_bytes((len(text) if length is None else length).to_bytes(8, "little") + text)
 
 
-def test_a_structure_that_contains_itself(tmp_path, content):
-    content["config"]["self"] = content
-    torch.save(content | {"format": 1, "checksum": "0"}, tmp_path / "a.pt")
-    assert "is damaged" in refusal(tmp_path / "a.pt")
-
-
-class Attack:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-def archive(path, pickled, compression=zipfile.ZIP_STORED):
-    with zipfile.ZipFile(path, "w", compression) as file:
-        file.writestr("archive/data.pkl", pickled)
-        file.writestr("archive/version", "3\n")
-
-
-@pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_no_pickle_runs_code(tmp_path, protocol):
-    pickled = pickle.dumps(Attack(str(tmp_path / "trace")), protocol=protocol)
-    archive(tmp_path / "archive.pt", pickled)
-    (tmp_path / "bare.pt").write_bytes(pickled)
-    torch.save(Attack(str(tmp_path / "trace")), tmp_path / "saved.pt")
-    for name in ("archive.pt", "bare.pt", "saved.pt"):
-        assert "is damaged or is not a checkpoint" in refusal(tmp_path / name)
-    assert not (tmp_path / "trace").exists()
-
-
-def test_absurd_sizes_cost_nothing(tmp_path, content):
-    with open(tmp_path / "sparse.pt", "wb") as file:
+def test_absurd_sizes_cost_nothing(tmp_path):
+    with open(tmp_path / "sparse.safetensors", "wb") as file:
         file.truncate(1 << 40)  # it takes no space on the disk
-    assert "larger than" in refusal(tmp_path / "sparse.pt")
-    archive(tmp_path / "bomb.pt", bytes(1 << 28), zipfile.ZIP_DEFLATED)
-    archive(tmp_path / "allocates.pt", pickle.dumps(bytearray, 2)[:-1] + b"(J\0\0\0\x7ftR.")
-    archive(tmp_path / "long.pt", b"\x80\x02" + b"N0" * (1 << 21) + b"N.")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for name in ("bomb.pt", "allocates.pt", "long.pt"):
-        assert "is damaged" in refusal(tmp_path / name)
+    assert "larger than" in refusal(tmp_path / "sparse.safetensors")
+    large = {"dtype": "F32", "shape": [1 << 30], "data_offsets": [0, 1 << 32]}
+    empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header(tmp_path / "tensor.safetensors", a=large)
+    header(tmp_path / "shape.safetensors", a=large | {"data_offsets": [0, 0]})
+    header(tmp_path / "overflow.safetensors", a=large | {"shape": [1 << 62, 1 << 62]})
+    header(tmp_path / "header.safetensors", length=1 << 40)
+    header(tmp_path / "long.safetensors", __metadata__={"a": "a" * (1 << 21)})
+    header(tmp_path / "many.safetensors", **{str(i): empty for i in range(10_000)})
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    for name in ("tensor", "shape", "overflow", "header", "long", "many"):
+        assert "is damaged" in refusal(tmp_path / f"{name}.safetensors")
+    assert time.perf_counter() - start < 2
     # Kilobytes; on macOS, where it counts bytes, this holds all the more.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
-
-
-def test_only_the_format_that_pytorch_writes_today(tmp_path, content):
-    torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
-    assert "is damaged or is not a checkpoint" in refusal(tmp_path / "a.pt")
 
 
 # -------------------------------------------------------------------------------------- networks
@@ -232,9 +240,9 @@ def test_only_the_format_that_pytorch_writes_today(tmp_path, content):
 def test_a_network_is_rebuilt_from_its_checkpoint(tmp_path, content):
     network = models.build("baseline").eval()
     content |= {"state_dict": network.state_dict()}
-    checkpoints.save_checkpoint(tmp_path / "a.pt", content)
+    checkpoints.save_checkpoint(tmp_path / "a.safetensors", content)
     rebuilt = checkpoints.rebuild(
-        models.build, checkpoints.load_checkpoint(tmp_path / "a.pt"), "a.pt"
+        models.build, checkpoints.load_checkpoint(tmp_path / "a.safetensors"), "a.safetensors"
     )
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
@@ -250,6 +258,7 @@ def test_a_network_is_rebuilt_from_its_checkpoint(tmp_path, content):
         {"model": "under100k", "config": {"widths": (4096, 4096), "hidden": (8192, 8192)}},
         {"model": "under100k", "config": {"widths": "wide"}},
         {"model": "under100k", "config": {1: 2}},
+        {"model": "under100k", "config": {"depths": (4096, 4096, 4096, 4096)}},
     ],
 )
 def test_a_network_that_does_not_fit_its_weights(content, change):
@@ -259,7 +268,7 @@ def test_a_network_that_does_not_fit_its_weights(content, change):
     if change.get("state_dict", 0) is None:
         content["state_dict"] = models.build("baseline").double().state_dict()
     with pytest.raises(RunError, match="weights of another network"):
-        checkpoints.rebuild(models.build, content, "a.pt")
+        checkpoints.rebuild(models.build, content, "a.safetensors")
 
 
 # ------------------------------------------------------------------------------ folder of a run
@@ -330,20 +339,22 @@ def test_a_folder_is_claimed_for_its_own_run_alone(tmp_path):
         with pytest.raises(RunError, match="already holds a run"):
             checkpoints.claim(run, other, other)
     checkpoints.claim(run, last, last)
-    assert last.read_bytes() == b"last.pt"
+    assert last.read_bytes() == b"last.safetensors"
     checkpoints.claim(run, last, run / checkpoints.PREVIOUS)  # which stood in for a damaged one
-    assert last.read_bytes() == b"previous.pt"
+    assert last.read_bytes() == b"previous.safetensors"
     assert not (run / checkpoints.PREVIOUS).exists()
 
 
 def test_the_newest_of_several_runs(tmp_path):
     assert checkpoints.find_latest([]) is None
     assert checkpoints.find_latest([tmp_path / "nothing"]) is None
-    for age, (run, name) in enumerate([("b", "last.pt"), ("a", "previous.pt"), ("c", "other.pt")]):
+    for age, (run, name) in enumerate(
+        [("b", "last.safetensors"), ("a", "previous.safetensors"), ("c", "other.safetensors")]
+    ):
         (tmp_path / run).mkdir()
         (tmp_path / run / name).touch()
         os.utime(tmp_path / run / name, (age, age))
-    assert checkpoints.find_latest(tmp_path.iterdir()) == tmp_path / "a" / "last.pt"
+    assert checkpoints.find_latest(tmp_path.iterdir()) == tmp_path / "a" / "last.safetensors"
 
 
 def test_equal_structure():
@@ -354,7 +365,6 @@ def test_equal_structure():
         ("a", [1.5, 2.5, None]),
         ("a", [1, NAN, None]),
         ("a", [LARGE, 2.5, None]),
-        ("a", (1, 2.5, None)),
         ("a", None),
         ("b", torch.zeros(3)),
         ("b", torch.zeros(2, dtype=torch.float64)),
@@ -367,3 +377,13 @@ def test_equal_structure():
     ]:
         with pytest.raises(ValueError, match=f"training/{key}"):
             checkpoints.check_like(expected, expected | {key: value})
+
+
+def test_the_longest_run_that_a_recipe_allows_fits(tmp_path, content):
+    """Its history is part of the header, which has a limit."""
+    longest = settings_of(Recipe)["epochs"].at_most
+    row = dict.fromkeys(utils.HISTORY_COLUMNS, 1 / 3)
+    content["history"] = [row | {"epoch": i + 1} for i in range(longest)]
+    names = {f"wide.0.convolution.dwconv.{i}.running_mean": torch.zeros(1) for i in range(1000)}
+    checkpoints.save_checkpoint(tmp_path / "a.safetensors", content | {"training": names})
+    assert checkpoints.load_checkpoint(tmp_path / "a.safetensors")["history"] == content["history"]

@@ -61,7 +61,7 @@ def test_weights_and_curves_are_there_after_each_epoch(training, monkeypatch):
 
     def after_epoch() -> None:
         watch()
-        content = checkpoints.load_checkpoint(folder / "weights.pt")
+        content = checkpoints.load_checkpoint(folder / "weights.safetensors")
         last = checkpoints.load_checkpoint(folder / checkpoints.LAST)
         assert content["epoch"] == last["epoch"] == len(content["history"])
         for name, tensor in run.scored.state_dict().items():

@@ -71,7 +71,7 @@ def load(repository, pretrained):
 
 def test_the_pretrained_network_needs_only_torch(repository, weights, network):
     (repository / "checkpoints").mkdir()
-    shutil.copy(weights, repository / "checkpoints" / "under100k.pt")
+    shutil.copy(weights, repository / "checkpoints" / "under100k.safetensors")
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     torch.save(images, repository / "elsewhere" / "images.pt")
     process = load(repository, pretrained=True)

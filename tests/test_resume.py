@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -128,7 +127,9 @@ def test_resuming_is_exact_from_anywhere(command, tmp_path, model, precision, em
         if name == checkpoints.LAST:
             assert digest(one) == digest(other)
     assert epochs_of(tmp_path / "b") == [1, 2]
-    one, other = (checkpoints.load_checkpoint(tmp_path / run / "weights.pt") for run in "ab")
+    one, other = (
+        checkpoints.load_checkpoint(tmp_path / run / "weights.safetensors") for run in "ab"
+    )
     assert all(torch.equal(one["state_dict"][k], v) for k, v in other["state_dict"].items())
 
 
@@ -164,11 +165,11 @@ def test_the_row_of_a_resumed_epoch_is_that_of_the_whole_epoch(command, tmp_path
 
 def test_a_row_that_a_kill_left_out_is_written(command, tmp_path):
     assert command(*FP32, "--output", tmp_path / "a")[0] == 0
-    for name in ("history.csv", "weights.pt"):
+    for name in ("history.csv", "weights.safetensors"):
         (tmp_path / "a" / name).unlink()
     status, out, _ = command("--resume", tmp_path / "a" / checkpoints.LAST)
     assert status == 0 and "Train set" not in out
-    assert epochs_of(tmp_path / "a") == [1, 2] and (tmp_path / "a" / "weights.pt").exists()
+    assert epochs_of(tmp_path / "a") == [1, 2] and (tmp_path / "a" / "weights.safetensors").exists()
 
 
 # ----------------------------------------------------------------------------------------- signals
@@ -235,7 +236,7 @@ def test_auto_without_a_folder_takes_the_newest_of_the_network(command, tmp_path
     assert not (tmp_path / "runs" / "baseline-1" / "history.csv").read_text().count("\n1,")
     shutil.rmtree(tmp_path / "runs")
     assert command(*FP32, "--resume", "auto")[0] == 0  # afresh
-    assert len(list((tmp_path / "runs").glob("baseline-*/weights.pt"))) == 1
+    assert len(list((tmp_path / "runs").glob("baseline-*/weights.safetensors"))) == 1
 
 
 def test_what_is_settled_may_be_said_again_but_not_changed(command, tmp_path):
@@ -307,11 +308,9 @@ def truncate(path):
 
 
 def flip(path):
-    """One bit of its largest tensor; the bytes between the tensors mean nothing."""
-    with zipfile.ZipFile(path) as archive:
-        tensor = archive.read(max(archive.infolist(), key=lambda entry: entry.file_size))
+    """One bit of a tensor."""
     content = bytearray(path.read_bytes())
-    content[content.index(tensor) + len(tensor) // 2] ^= 4
+    content[-1000] ^= 4
     path.write_bytes(content)
 
 
@@ -354,10 +353,10 @@ def test_two_damaged_checkpoints_are_never_overwritten(command, tmp_path):
         lambda t: t["settings"]["recipe"].update(milestones=((0.5, 0.1),)),
         lambda t: t["settings"].update(model="under100k"),
         lambda t: t.pop("optimizer"),
-        lambda t: t["optimizer"]["state"][0].update(momentum_buffer=torch.zeros(1)),
-        lambda t: t["optimizer"]["param_groups"][0]["params"].reverse(),
-        lambda t: t["optimizer"]["param_groups"][0].update(foreach=True),
-        lambda t: t["scheduler"].update(last_epoch=77),
+        lambda t: t["optimizer"][0].update(momentum_buffer=torch.zeros(1)),
+        lambda t: t["optimizer"].update({99: t["optimizer"].pop(0)}),
+        lambda t: t["optimizer"][0].clear(),
+        lambda t: t.update(step=77),
         lambda t: t.update(batch=STEPS + 1),
         lambda t: t["metrics"].update(total=0),
         lambda t: t["random"].update(cpu=torch.zeros(3)),
@@ -484,7 +483,7 @@ sys.path[0] = root  # as where the scripts themselves are run
 small = "--model baseline --data sample --epochs 1 --batch-size 1000 --device cpu --output"
 for script, *flags in (
     ["train.py", *small.split(), run],
-    ["test.py", "--checkpoint", run + "/weights.pt", "--output", run],
+    ["test.py", "--checkpoint", run + "/weights.safetensors", "--output", run],
 ):
     sys.argv = [script, *flags]
     runpy.run_path(f"{root}/{script}", run_name="__main__")
@@ -517,5 +516,7 @@ def test_on_another_machine(tmp_path):
     assert process.returncode == 0, process.stderr
     assert process.stderr == ""
     assert "Epoch 1/1" in process.stdout and "Val set" in process.stdout
-    assert {"weights.pt", "confusion_matrix.png"} <= {p.name for p in elsewhere.glob("the rün/*")}
+    assert {"weights.safetensors", "confusion_matrix.png"} <= {
+        p.name for p in elsewhere.glob("the rün/*")
+    }
     assert sorted(checkout.rglob("*")) == files

@@ -40,7 +40,7 @@ def test_recipes_have_names_and_flags_come_after_them():
 def test_a_resumed_run_may_be_called_by_the_name_of_its_recipe(flags):
     given = {**SAMPLE, **flags}
     settings = new_settings(given, CPU)
-    assert settings_of(checkpoint_of(settings), given, Path("last.pt")) == settings
+    assert settings_of(checkpoint_of(settings), given, Path("last.safetensors")) == settings
 
 
 @pytest.mark.parametrize(
@@ -50,13 +50,13 @@ def test_a_resumed_run_may_be_called_by_the_name_of_its_recipe(flags):
 def test_a_resumed_run_keeps_its_recipe(flags):
     settings = new_settings({**SAMPLE, "recipe": "short"}, CPU)
     with pytest.raises(utils.RunError, match="cannot change with --resume"):
-        settings_of(checkpoint_of(settings), {**SAMPLE, **flags}, Path("last.pt"))
+        settings_of(checkpoint_of(settings), {**SAMPLE, **flags}, Path("last.safetensors"))
 
 
 def test_a_run_is_resumed_by_its_folder_too(tmp_path):
-    (tmp_path / "last.pt").touch()
-    for path in (tmp_path, tmp_path / "last.pt"):
+    (tmp_path / "last.safetensors").touch()
+    for path in (tmp_path, tmp_path / "last.safetensors"):
         given = {"resume": path}
         assert find_folder(given) == tmp_path
-        assert find_resumed(given, tmp_path) == tmp_path / "last.pt"
+        assert find_resumed(given, tmp_path) == tmp_path / "last.safetensors"
     assert find_folder({}) is None and find_resumed({}, None) is None

@@ -1,18 +1,23 @@
-"""Checkpoint files: written whole, read warily, and one writer to the folder of a run."""
+"""Checkpoints: safetensors files whose content is checked for meaning, and one writer a folder.
+
+A tensor lies in the file under the keys that lead to it, such as "state_dict/fc.weight". All else
+is JSON in the file's metadata, and a SHA-256 covers both. A file of this format holds no code.
+"""
 
 import hashlib
-import io
+import json
 import math
 import os
-import pickletools
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from utils import HISTORY_COLUMNS, RunError, make_folder, write_atomically
 
@@ -22,25 +27,23 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
     import msvcrt
 
-FORMAT = 1  # of a checkpoint; a change that this module could not read any more counts it up
-LAST, PREVIOUS = "last.pt", "previous.pt"  # a run's newest checkpoint, and the one before it
+VERSION = "2"  # of the content; a change that this module could not read any more counts it up
+LAST, PREVIOUS = "last.safetensors", "previous.safetensors"  # a run's newest, and the one before
 LOCK = ".lock"
 CLASSES = 10  # of CIFAR-10, and of every network here
 
 # What a file may ask of a reader: far more than any network here needs, and refused before memory
 # or time is spent on it.
-MAX_BYTES = 128 * 2**20  # of the file, of its unpacked entries, and of its tensors
-MAX_PICKLE_BYTES = 2 * 2**20  # of the structure, which takes some 100 kB
-MAX_ENTRIES = 10_000  # of the archive
-MAX_NODES = 200_000  # dicts, lists and values
-MAX_DEPTH = 20
+MAX_BYTES = 128 * 2**20
+MAX_HEADER_BYTES = 2**20  # names and shapes of the tensors, and the JSON
+MAX_TENSORS = 5_000
 MAX_CONFIG_NUMBER = 4096  # a width or depth in a network's config
-STORAGES = ("Bool", "Byte", "Int", "Long", "Half", "BFloat16", "Float", "Double")
-PICKLE_NAMES = {
-    "collections OrderedDict",
-    "torch._utils _rebuild_tensor_v2",
-    *(f"torch {name}Storage" for name in STORAGES),
-}
+
+TENSOR = "tensor"  # the one key of the JSON object that stands for a tensor, beside its name
+DAMAGED = (
+    *(SafetensorError, OSError, ArithmeticError, AttributeError),
+    *(LookupError, RuntimeError, TypeError, ValueError),
+)
 
 
 # ------------------------------------------------------------------------- the folder of a run
@@ -98,63 +101,6 @@ def claim(folder: Path, resumed: Path | None, source: Path | None) -> None:
 # -------------------------------------------------------------------------------- nested content
 
 
-def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every number, string and tensor in nested dicts and lists, with the keys that lead to it."""
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from _leaves(value, f"{path}/{key!r}")
-    elif isinstance(tree, list | tuple):
-        for index, value in enumerate(tree):
-            yield from _leaves(value, f"{path}/{index}")
-    else:
-        yield path, tree
-
-
-def checksum(content: dict[str, Any]) -> str:
-    """SHA-256 over the keys, types, shapes and values of a checkpoint, without its checksum."""
-    digest = hashlib.sha256()
-    for path, leaf in _leaves({k: v for k, v in content.items() if k != "checksum"}):
-        if isinstance(leaf, Tensor):
-            flat = leaf.detach().cpu().contiguous()
-            digest.update(f"{path} {leaf.dtype} {tuple(leaf.shape)}".encode())
-            digest.update(flat.flatten().view(torch.uint8).numpy().tobytes())
-        else:
-            digest.update(f"{path} {leaf!r}".encode())
-    return digest.hexdigest()
-
-
-class _Plain:
-    """Copies what was loaded into dicts, lists, tuples, tensors that own their memory, and plain
-    values; ValueError where it holds anything else, or more than a checkpoint can."""
-
-    def __init__(self) -> None:
-        self.nodes = 0
-        self.bytes = 0
-
-    def copy(self, tree: Any, depth: int = 0) -> Any:
-        self.nodes += 1
-        if self.nodes > MAX_NODES or depth > MAX_DEPTH:
-            raise ValueError("too large a structure")
-        if isinstance(tree, dict):
-            if not all(type(key) in (str, int) for key in tree):
-                raise ValueError("a key that is neither a string nor a number")
-            return {key: self.copy(value, depth + 1) for key, value in tree.items()}
-        if type(tree) in (list, tuple):
-            return type(tree)(self.copy(value, depth + 1) for value in tree)
-        if type(tree) is Tensor:
-            return self.tensor(tree)
-        if tree is not None and type(tree) not in (bool, int, float, str):
-            raise ValueError(f"a value of type {type(tree).__name__}")
-        return tree
-
-    def tensor(self, tensor: Tensor) -> Tensor:
-        size = tensor.numel() * tensor.element_size()
-        self.bytes += size
-        if size > tensor.untyped_storage().nbytes() or self.bytes > MAX_BYTES:
-            raise ValueError("a tensor that is larger than its file")
-        return tensor.detach().clone()
-
-
 def check_like(expected: Any, actual: Any, where: str = "training") -> None:
     """Compare nested dicts and lists in all but their numbers: keys, lengths, types, strings,
     booleans, the shapes and dtypes of tensors.
@@ -166,7 +112,7 @@ def check_like(expected: Any, actual: Any, where: str = "training") -> None:
         same = isinstance(actual, dict) and expected.keys() == actual.keys()
         pairs = [(key, expected[key], actual[key]) for key in expected] if same else []
     elif isinstance(expected, list | tuple):
-        same = type(expected) is type(actual) and len(expected) == len(actual)
+        same = isinstance(actual, list | tuple) and len(expected) == len(actual)
         pairs = list(zip(range(len(expected)), expected, actual, strict=True)) if same else []
     elif isinstance(expected, Tensor):
         same, pairs = isinstance(actual, Tensor) and _is_finite(actual), []
@@ -191,20 +137,56 @@ def _is_finite(value: Any) -> bool:
 # ------------------------------------------------------------------------------------ checkpoints
 
 
-def _to_cpu(tree: Any) -> Any:
-    """The same content with its tensors on the CPU, so that any machine can load it."""
-    if isinstance(tree, dict):
-        return {key: _to_cpu(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)(_to_cpu(value) for value in tree)
-    return tree.detach().cpu() if isinstance(tree, Tensor) else tree
+def encode(content: dict[str, Any]) -> tuple[str, dict[str, Tensor]]:
+    """Nested dicts and lists as JSON, and their tensors, by the keys that lead to them."""
+    tensors: dict[str, Tensor] = {}
+
+    def walk(tree: Any, name: str) -> Any:
+        if isinstance(tree, dict):
+            return {str(key): walk(value, f"{name}/{key}") for key, value in tree.items()}
+        if isinstance(tree, list | tuple):
+            return [walk(value, f"{name}/{index}") for index, value in enumerate(tree)]
+        if not isinstance(tree, Tensor):
+            return tree
+        name = name.removeprefix("/")
+        tensors[name] = tree.detach().to("cpu", copy=True).contiguous()
+        return {TENSOR: name}
+
+    return json.dumps(walk(content, "")), tensors
+
+
+def decode(text: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """What `encode` made both of, but for tuples, which are lists now.
+
+    Raises:
+        ValueError, LookupError, TypeError, RecursionError: nothing did.
+    """
+    left = dict(tensors)
+
+    def object_hook(found: dict[str, Any]) -> Any:
+        if found.keys() == {TENSOR}:
+            return left.pop(found[TENSOR])
+        return {int(key) if key.isdecimal() else key: value for key, value in found.items()}
+
+    content = json.loads(text, object_hook=object_hook)
+    if left or not isinstance(content, dict):
+        raise ValueError("a tensor that is not part of the content")
+    return content
+
+
+def checksum(text: str, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over the JSON and over names, types, shapes and values of the tensors."""
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _seal(content: dict[str, Any]) -> bytes:
-    content = _to_cpu({"format": FORMAT, **content})
-    buffer = io.BytesIO()
-    torch.save({**content, "checksum": checksum(content)}, buffer)
-    return buffer.getvalue()
+    text, tensors = encode(content)
+    metadata = {"version": VERSION, "content": text, "sha256": checksum(text, tensors)}
+    return safetensors.torch.save(tensors, metadata)
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
@@ -237,7 +219,7 @@ def find_latest(folders: Iterable[Path]) -> Path | None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Load what `save_checkpoint` wrote, onto the CPU, running no code from the file.
+    """Load what `save_checkpoint` wrote, onto the CPU.
 
     What is returned is safe to work with: its fields are there, of the right types, its tensors
     finite and no larger than the file.
@@ -245,64 +227,55 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         RunError: there is no such file, it is damaged, or it is no checkpoint of ours.
     """
-    archive = _read(path)
+    _check_header(path)
     try:
-        _check_archive(archive)
-        loaded = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
-        content = _Plain().copy(loaded)
-    except Exception as error:  # whatever a damaged archive or pickle makes its readers raise
+        with safe_open(path, "pt") as file:  # checks sizes and places of all tensors
+            metadata = file.metadata() or {}
+            # Copies, for the file may be replaced while the content is in use.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except DAMAGED as error:
         raise RunError(f"{path} is damaged or is not a checkpoint of this repository") from error
-    if not isinstance(content, dict) or "checksum" not in content or "format" not in content:
+    if not metadata.keys() >= {"version", "content", "sha256"}:
         raise RunError(f"{path} is not a checkpoint of this repository")
-    if type(content["format"]) is not int or content["format"] != FORMAT:
+    if metadata["version"] != VERSION:
         raise RunError(
-            f"{path} has format {content['format']!r:.20}, this version reads {FORMAT}: load it"
-            " with the version that wrote it, or train anew"
+            f"{path} has version {metadata['version']!r:.20}, this code reads {VERSION}: load it"
+            " with the code that wrote it, or train anew"
         )
-    if type(content["checksum"]) is not str or content["checksum"] != checksum(content):
+    if metadata["sha256"] != checksum(metadata["content"], tensors):
         raise RunError(f"{path} is damaged: its checksum does not match; use another copy")
+    try:
+        content = decode(metadata["content"], tensors)
+    except DAMAGED as error:
+        raise RunError(f"{path} is damaged: its content makes no sense") from error
     for name, valid in _FIELDS.items():
         if not valid(content.get(name)):
             raise RunError(f"{path} is damaged: its {name} makes no sense; use another copy")
     return content
 
 
-def _read(path: Path) -> bytes:
+def _check_header(path: Path) -> None:
+    """RunError where the file is not there, is too large, or has a header that takes long to read:
+    tens of thousands of tensors take seconds."""
     try:
         if path.exists() and not path.is_file():
             raise RunError(f"{path} is not a file: name a checkpoint")
-        if path.stat().st_size > MAX_BYTES:
-            raise RunError(
-                f"{path} is larger than {MAX_BYTES:,} bytes: it is no checkpoint of ours"
-            )
-        return path.read_bytes()
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = file.read(min(length, MAX_HEADER_BYTES))
     except FileNotFoundError as error:
         raise RunError(f"no checkpoint at {path}") from error
     except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _check_archive(content: bytes) -> None:
-    """What torch.load does not look at: sizes before they are allocated, the archive's own
-    checksums, and that its pickle names nothing but tensors. ValueError where it is none of ours.
-    """
-    if content.count(b"PK\1\2") > MAX_ENTRIES:  # the mark of an entry in the table of contents
-        raise ValueError("too many entries")
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        entries = archive.infolist()
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise ValueError("a compressed entry")  # torch.save writes none
-        if sum(entry.file_size for entry in entries) > MAX_BYTES:
-            raise ValueError("entries larger than the file")
-        if archive.testzip() is not None:
-            raise ValueError("an entry's checksum does not match")
-        pickles = [entry for entry in entries if entry.filename.endswith("data.pkl")]
-        if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE_BYTES:
-            raise ValueError("not one small pickle")
-        for opcode, argument, _ in pickletools.genops(archive.read(pickles[0])):
-            stranger = opcode.name == "GLOBAL" and argument not in PICKLE_NAMES
-            if stranger or opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ"):
-                raise ValueError(f"the pickle names {argument}")
+    if size > MAX_BYTES:
+        raise RunError(f"{path} is larger than {MAX_BYTES:,} bytes: it is no checkpoint of ours")
+    if length.to_bytes(8, "little").startswith(b"PK"):
+        raise RunError(
+            f"{path} is no safetensors file, but a .pt file: load it with the code that wrote it"
+        )
+    if length > MAX_HEADER_BYTES or header.count(b'"dtype"') > MAX_TENSORS:
+        raise RunError(f"{path} is damaged or is not a checkpoint of this repository")
 
 
 def _is_text(value: Any) -> bool:
@@ -388,11 +361,26 @@ def rebuild(build: Callable[..., nn.Module], content: dict[str, Any], path: Path
         RunError: no such network can be built, or the weights belong to another one.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _no_more_parameters_than(2 * len(content["state_dict"])):
             model = build(content["model"], **content["config"])
         check_like(model.state_dict(), content["state_dict"], "state_dict")
         model.load_state_dict(content["state_dict"], assign=True)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as e:
+    except DAMAGED as e:
         reason = " ".join(str(e).split())
         raise RunError(f"{path} holds weights of another network: {reason:.200}") from e
     return model
+
+
+@contextmanager
+def _no_more_parameters_than(count: int) -> Iterator[None]:
+    """ValueError as soon as a network that is being built has more, however deep it would be."""
+    left = count
+
+    def hook(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError("it has more layers than the file has weights")
+
+    with register_module_parameter_registration_hook(hook):
+        yield

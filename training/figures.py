@@ -89,7 +89,7 @@ def is_over(plan: Plan) -> bool:
     if not all((plan.output / name).exists() for name in ("history.csv", CURVES, *scores)):
         return False
     try:  # a kill may have left those of the epoch before
-        return checkpoints.load_checkpoint(plan.output / "weights.pt")["epoch"] == epochs
+        return checkpoints.load_checkpoint(plan.output / "weights.safetensors")["epoch"] == epochs
     except utils.RunError:
         return False
 
@@ -112,7 +112,7 @@ class Watch:
         self.drawing = 0.0  # seconds that the last figure took
 
     def __call__(self) -> None:
-        checkpoints.save_checkpoint(self.output / "weights.pt", self.run.weights())
+        checkpoints.save_checkpoint(self.output / "weights.safetensors", self.run.weights())
         if self.board is not None:
             self.board.add(self.run.history[-1])
         start = time.perf_counter()

@@ -26,7 +26,7 @@ class Recipe:
     Raises RecipeError where a value is out of its range.
     """
 
-    epochs: int = setting("passes over the training images", at_least=1, at_most=100_000)
+    epochs: int = setting("passes over the training images", at_least=1, at_most=2000)
     batch_size: int = setting("images a step, on all devices", at_least=1, at_most=50_000)
     optimizer: str = setting("muon leaves all but 1x1 kernels to sgd", choices=OPTIMIZERS)
     learning_rate: float = setting("at the peak of the schedule", above=0)

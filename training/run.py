@@ -19,7 +19,7 @@ from training import devices, distributed, engine
 from training.ema import WeightAverage
 from training.optimizer import build_ema, build_optimizer
 from training.recipe import Recipe
-from training.schedule import begin_epoch, build_scheduler
+from training.schedule import begin_epoch, build_scheduler, set_momentum
 from training.settings import Settings
 
 EVALUATION_BATCH = 500  # images, of each process
@@ -102,8 +102,8 @@ class Run:
         return {
             "settings": asdict(self.settings),
             "model": utils.unwrap(self.model).state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
+            "optimizer": self.optimizer.state_dict()["state"],
+            "step": self.scheduler.last_epoch,
             "scaler": self.scaler.state_dict(),
             "averaged": 0 if self.ema is None else self.ema.steps,
             "batch": self.batch,
@@ -125,8 +125,8 @@ class Run:
         state = checkpoint["training"]
         self._check(state)
         utils.unwrap(self.model).load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        self.epoch, self.history = checkpoint["epoch"], checkpoint["history"]
+        self._load_optimizer(state)
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.module.load_state_dict(checkpoint["state_dict"])
@@ -134,7 +134,6 @@ class Run:
         self.batch, self.seconds = state["batch"], state["seconds"]
         if distributed.is_main():  # they are sums over all processes
             self.metrics.load_state_dict(state["metrics"])
-        self.epoch, self.history = checkpoint["epoch"], checkpoint["history"]
         states = [state["random"], *state["random"].get("others", [])]
         if len(states) == distributed.world_size():
             utils.set_random_state(states[distributed.rank()])
@@ -142,6 +141,20 @@ class Run:
             utils.set_random_state(states[0])
         else:
             seed_dropout(self.settings.seed, self.scheduler.last_epoch)
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        """What the optimizer remembers, and the step of the schedule. Rates and the like follow
+        from the settings, and are in no file."""
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        for parameter, memory in self.optimizer.state.items():
+            for name, value in memory.items():  # in the weight's memory layout, as it was
+                if value.shape == parameter.shape:
+                    memory[name] = torch.empty_like(parameter).copy_(value)
+        self.scheduler.last_epoch = state["step"]
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+        set_momentum(self.optimizer, self.settings.recipe, self.epoch)
 
     def _check(self, state: dict[str, Any]) -> None:
         """ValueError where `state` has not the structure of this run's own."""
@@ -157,14 +170,9 @@ class Run:
         if "others" in state["random"]:
             others = state["random"]["others"]
             own["random"]["others"] = [{**like, "cuda": other["cuda"]} for other in others]
-        if not state["optimizer"]["state"]:  # mixed precision may have skipped every step so far
-            own["optimizer"]["state"] = {}
+        if not state["optimizer"]:  # mixed precision may have skipped every step so far
+            own["optimizer"] = {}
         checkpoints.check_like(own, state)
-        groups = zip(
-            own["optimizer"]["param_groups"], state["optimizer"]["param_groups"], strict=True
-        )
-        if any(one["params"] != other["params"] for one, other in groups):
-            raise ValueError("the optimizer's state is that of other weights")
 
 
 def seed_dropout(seed: int, step: int) -> None:

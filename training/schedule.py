@@ -36,10 +36,19 @@ def build_scheduler(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) 
 
 def begin_epoch(optimizer: Optimizer, recipe: Recipe, epoch: int) -> None:
     """Apply the milestone that epoch `epoch` (counted from 0) starts with, if any."""
-    if recipe.schedule != "steps":
-        return
-    for start, _, momentum in recipe.milestones:
-        if epoch == math.ceil(start * recipe.epochs):
-            optimizer.state.clear()
-            for group in optimizer.param_groups:
-                group["momentum"] = momentum
+    if epoch in _momenta(recipe):
+        optimizer.state.clear()
+        set_momentum(optimizer, recipe, epoch)
+
+
+def set_momentum(optimizer: Optimizer, recipe: Recipe, epoch: int) -> None:
+    """Set the momentum that the last milestone up to epoch `epoch` (counted from 0) asks for."""
+    passed = [momentum for start, momentum in _momenta(recipe).items() if start <= epoch]
+    for group in optimizer.param_groups if passed else []:
+        group["momentum"] = passed[-1]
+
+
+def _momenta(recipe: Recipe) -> dict[int, float]:
+    """The epochs (counted from 0) that start with a milestone, and the momentum from there on."""
+    milestones = recipe.milestones if recipe.schedule == "steps" else ()
+    return {math.ceil(start * recipe.epochs): momentum for start, _, momentum in milestones}

@@ -106,7 +106,7 @@ def settings_of(checkpoint: dict[str, Any], given: dict[str, Any], path: Path) -
     """The settings of an interrupted run, which no flag may contradict."""
     if "training" not in checkpoint:
         raise utils.RunError(
-            f"{path} holds released weights, which cannot be resumed: use a last.pt"
+            f"{path} holds released weights, which cannot be resumed: use a last.safetensors"
         )
     try:
         fields = dict(checkpoint["training"]["settings"])
