@@ -27,6 +27,7 @@ from training import devices, distributed, tensorboard
 from training.epochs import Saver, train
 from training.figures import Watch, draw, draw_augmentation, is_over
 from training.flags import add_flags, compact, flag, folder
+from training.interruption import Interrupted
 from training.recipe import RECIPES, RecipeError
 from training.run import build_loaders, build_run, resume, seed_dropout
 from training.settings import Options, Plan, make_plan
@@ -111,7 +112,7 @@ def carry_out(plan: Plan, given: dict[str, Any], device: torch.device, held: Exi
     saver = Saver(run, output, given.get("checkpoint_minutes", Options.checkpoint_minutes))
     try:
         evaluation = train(run, loader, eval_loader, saver, watch)
-    except utils.Interrupted as interrupted:
+    except Interrupted as interrupted:
         command = resume_command(given, output)
         utils.say_goodbye(f"{interrupted}: all is saved; go on with\n{command}")
         sys.exit(interrupted.status)

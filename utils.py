@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
@@ -113,61 +113,6 @@ def _discard(stream: TextIO) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-class Interrupted(Exception):
-    """A signal of `signals` came; `status` is what the process is then to exit with."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"interrupted by {signal.Signals(number).name}")
-        self.status = 128 + number
-
-
-def signals() -> list[signal.Signals]:
-    """Those that end a training once it is saved: Ctrl-C, the system's wish, and the end of the
-    terminal (not on Windows, and not where it is ignored, as under nohup)."""
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    return numbers
-
-
-class Interruption:
-    """While entered, `signals` wait until `check` is called, which raises Interrupted.
-
-    A second SIGINT ends the process at once, as it would without this.
-
-    Args:
-        agree: where several processes have to stop at the same `check`, what turns the number of
-            the signal that this one received (0: none) into the one that all go by.
-    """
-
-    def __init__(self, agree: Callable[[int], float] = int) -> None:
-        self.agree = agree
-        self.received: int | None = None
-
-    def __enter__(self) -> "Interruption":
-        self._before = {number: signal.signal(number, self._receive) for number in signals()}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: object) -> None:
-        self.received = number
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    def check(self) -> None:
-        number = int(self.agree(self.received or 0))
-        if number:
-            raise Interrupted(number)
-
-    def watch(self, items: Iterable[T]) -> Iterator[T]:
-        """The same items, with a `check` before each."""
-        for item in items:
-            self.check()
-            yield item
-
-
 def seed_everything(seed: int) -> None:
     """Seed PyTorch's generators, on the CPU and on every accelerator. Nothing here uses others."""
     if not 0 <= seed <= LARGEST_SEED:
@@ -215,7 +160,7 @@ def write_atomically(path: Path, content: bytes, *, keep_as: str | None = None) 
     """
     if path.exists() and not path.is_file():
         raise RunError(f"cannot write {path}: what is there is not a file")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         with open(temporary, "wb") as file:
             file.write(content)
@@ -230,6 +175,14 @@ def write_atomically(path: Path, content: bytes, *, keep_as: str | None = None) 
         kept = "; what was saved there before is intact" if path.exists() else ""
         raise RunError(f"cannot write {path}: {error.strerror}{kept}") from error
     _sync_folder(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left half-written, of files and of figures (see plots/style.py),
+    and nothing else. No process may be writing to the folder."""
+    for path in folder.iterdir():
+        if re.fullmatch(r"\..+\.\d+\.unfinished", path.name) and not path.is_dir():
+            path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -7,7 +7,9 @@ a file of its own in either; `cifar10.py` reads them.
 
 import hashlib
 import logging
+import os
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 
 from torchvision.datasets import CIFAR10
@@ -118,6 +120,8 @@ def on_disk(directory: Path) -> dict[Path, list[str]]:
     """The folders of CIFAR-10 in `directory`, which may be one itself, and the batches that have
     a file there; in order of preference."""
     try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            directory.stat()  # raises OSError for a loop of links, which exists() does not
         if directory.exists() and not directory.is_dir():
             raise DataError(f"{directory} is not a folder: name the one that holds CIFAR-10")
         found = {}
@@ -137,7 +141,8 @@ def on_disk(directory: Path) -> dict[Path, list[str]]:
 
 def _root(directory: Path) -> Path:
     """The folder that holds CIFAR-10's folder, also where the latter is named itself."""
-    return directory.resolve().parent if directory.resolve().name in SUFFIXES else directory
+    real = Path(os.path.realpath(directory))
+    return real.parent if real.name in SUFFIXES else directory
 
 
 def folder_with(directory: Path, split: str) -> Path:

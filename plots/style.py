@@ -140,7 +140,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
         raise OSError(errno.EEXIST, "what is there is not a file", str(path))
     png = io.BytesIO()
     figure.savefig(png, format="png")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         partial.write_bytes(png.getvalue())
         os.replace(partial, path)

@@ -41,6 +41,7 @@ from benchmarks import common
 from data import cifar10, files
 from stress import kill, mutants
 from training import checkpoint as checkpoints
+from training.interruption import Interrupted, Interruption
 from training.recipe import RecipeError
 
 SECONDS = 10.0  # that a mutant may take
@@ -160,17 +161,17 @@ def run_script(main: Callable[[], Any]) -> Any:
 @contextmanager
 def interrupted_after(checks: int) -> Iterator[None]:
     """SIGTERM, as it were: the training asks for signals after each step."""
-    original, remaining = utils.Interruption.check, iter(range(checks - 1))
+    original, remaining = Interruption.check, iter(range(checks - 1))
 
-    def check(self: utils.Interruption) -> None:
+    def check(self: Interruption) -> None:
         if next(remaining, None) is None:
-            raise utils.Interrupted(signal.SIGTERM)
+            raise Interrupted(signal.SIGTERM)
 
-    utils.Interruption.check = check
+    Interruption.check = check
     try:
         yield
     finally:
-        utils.Interruption.check = original
+        Interruption.check = original
 
 
 # ------------------------------------------------------------------------------------ checkpoints

@@ -108,7 +108,7 @@ class Life:
 
 
 def half_written(folder: Path) -> bool:
-    return any(folder.glob(f".{checkpoints.LAST}.*.tmp"))
+    return any(folder.glob(f".{checkpoints.LAST}.*.unfinished"))
 
 
 def kill_at_random(life: Life, folder: Path, chance: random.Random, seconds: float) -> None:

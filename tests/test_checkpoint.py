@@ -309,7 +309,7 @@ def test_a_folder_has_one_writer_at_a_time(tmp_path):
 
 
 def test_half_written_files_of_a_killed_process_are_removed(tmp_path):
-    (tmp_path / f".{checkpoints.LAST}.123.tmp").write_bytes(b"half")
+    (tmp_path / f".{checkpoints.LAST}.123.unfinished").write_bytes(b"half")
     (tmp_path / checkpoints.LAST).write_bytes(b"whole")
     with checkpoints.locked(tmp_path):
         assert sorted(path.name for path in tmp_path.iterdir()) == [

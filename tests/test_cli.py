@@ -96,7 +96,7 @@ def test_a_run_leaves_its_files(run, finished):
     assert (
         files >= {"config.json", "history.csv", "last.safetensors", "weights.safetensors"} | FIGURES
     )
-    assert [name for name in files if name.endswith((".tmp", ".partial"))] == []
+    assert [name for name in files if name.endswith((".unfinished", ".partial"))] == []
     assert all(is_picture(run / name) for name in FIGURES)
     assert [path.name for path in run.parent.parent.iterdir()] == ["some"]
     settings = json.loads((run / "config.json").read_text())
@@ -282,7 +282,7 @@ def test_a_lost_loss_ends_the_run_in_one_line(refused, tmp_path):
     if (tmp_path / "run").exists():
         names = {path.name for path in (tmp_path / "run").iterdir()}
         assert names.isdisjoint({"last.safetensors", "weights.safetensors", "history.csv"})
-        assert not [name for name in names if name.endswith((".tmp", ".partial"))]
+        assert not [name for name in names if name.endswith((".unfinished", ".partial"))]
 
 
 # -------------------------------------------------------------------------------------- test.py

@@ -32,7 +32,7 @@ def without(monkeypatch):
 def test_devices():
     assert devices.pick_device("cpu") == CPU
     assert devices.pick_device("auto").type in ("cpu", "cuda", "mps")
-    for name in ("abacus", "cuda:99", "meta", ""):
+    for name in ("abacus", "cuda:99", "meta", "privateuseone", ""):
         with pytest.raises(RunError, match="not usable"):
             devices.pick_device(name)
 

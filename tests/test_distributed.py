@@ -22,6 +22,7 @@ import train
 import utils
 from training import checkpoint as checkpoints
 from training import devices, distributed, engine, epochs
+from training.interruption import Interruption
 from training.optimizer import build_ema, build_optimizer
 from training.recipe import Recipe
 from training.run import Run
@@ -120,7 +121,7 @@ def evaluated():
     shown = loader(distributed.rank(), distributed.world_size(), shuffle=False)
     settings = Settings("", {}, RECIPE, "sample", "val", "fp32", 0)
     run = Run(settings, network(norm=True), None, None, None, None, CPU, None)
-    evaluation = epochs.evaluate(run, shown, utils.Interruption(agree=distributed.highest))
+    evaluation = epochs.evaluate(run, shown, Interruption(agree=distributed.highest))
     return {"logits": evaluation.logits, "labels": evaluation.labels}
 
 

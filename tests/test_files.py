@@ -56,5 +56,14 @@ def test_a_directory_that_cannot_be_looked_into(tmp_path, no_network):
         (tmp_path / "locked").chmod(0o700)
 
 
+def test_a_directory_that_is_a_loop_of_links(tmp_path, no_network):
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    for directory in (tmp_path / "a", tmp_path / "a" / "raw"):
+        for source in ("auto", "cifar10"):
+            message = error_of(data.find, source, directory, need=("train",))
+            assert "Too many levels of symbolic links" in message
+
+
 def test_load_where_nothing_is(tmp_path):
     assert "no CIFAR-10 in" in error_of(data.load, "cifar10", tmp_path, "train")

@@ -149,47 +149,6 @@ def test_the_random_state_comes_back():
     assert torch.equal(torch.rand(5), expected)
 
 
-# ------------------------------------------------------------------------------------------ signals
-
-
-@pytest.mark.parametrize(
-    "number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-)
-def test_a_signal_waits_until_it_is_asked_for(number, status):
-    before = signal.getsignal(number)
-    with utils.Interruption() as interruption:
-        interruption.check()
-        os.kill(os.getpid(), number)
-        assert interruption.received == number  # and this line was still reached
-        with pytest.raises(utils.Interrupted) as interrupted:
-            interruption.check()
-        assert interrupted.value.status == status
-        # The system's own handler is back: a second Ctrl-C ends the process at once.
-        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
-    assert signal.getsignal(number) == before
-
-
-def test_the_end_of_the_terminal_is_ignored_under_nohup():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with utils.Interruption() as interruption:
-            os.kill(os.getpid(), signal.SIGHUP)
-            interruption.check()
-    finally:
-        signal.signal(signal.SIGHUP, before)
-
-
-def test_watched_items_stop_at_a_signal():
-    with utils.Interruption() as interruption:
-        seen = []
-        with pytest.raises(utils.Interrupted):
-            for item in interruption.watch(range(10)):
-                seen.append(item)
-                if item == 3:
-                    os.kill(os.getpid(), signal.SIGTERM)
-    assert seen == [0, 1, 2, 3]
-
-
 # -------------------------------------------------------------------------------------------- files
 
 
@@ -199,6 +158,23 @@ def test_a_file_is_written_whole(tmp_path):
     utils.write_atomically(path, b"second")
     assert path.read_bytes() == b"second"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_only_what_we_left_unfinished_is_removed(tmp_path, monkeypatch):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    theirs = (".precious.tmp", ".precious.unfinished", "a.1.unfinished", ".folder.1.unfinished")
+    for name in theirs[:-1]:
+        (tmp_path / name).touch()
+    (tmp_path / theirs[-1]).mkdir()
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        utils.write_atomically(tmp_path / "last", b"content")
+    (tmp_path / f".validation.png.{os.getpid()}.unfinished").touch()  # of plots/style.py
+    assert len(list(tmp_path.iterdir())) == len(theirs) + 2
+    utils.remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(theirs)
 
 
 def test_the_file_before_is_kept_under_another_name(tmp_path):

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from utils import HISTORY_COLUMNS, RunError, make_folder, write_atomically
+from utils import HISTORY_COLUMNS, RunError, make_folder, remove_leftovers, write_atomically
 
 try:
     import fcntl
@@ -62,8 +62,7 @@ def locked(folder: Path) -> Iterator[None]:
     make_folder(folder)
     with open(folder / LOCK, "ab") as file:
         _lock(file, folder)
-        for leftover in folder.glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
+        remove_leftovers(folder)
         yield
 
 

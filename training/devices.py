@@ -37,7 +37,7 @@ def pick_device(name: str) -> torch.device:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch's about an old GPU: this is what decides
             run_kernel(device)
-    except (RuntimeError, AssertionError) as error:
+    except (ImportError, RuntimeError, AssertionError) as error:
         other = "" if name == "cpu" else ": choose another, as in --device cpu"
         raise utils.RunError(
             f"--device {name!r} is not usable here ({first_line(error)}){other}"

@@ -18,6 +18,7 @@ import data
 import utils
 from training import checkpoint as checkpoints
 from training import distributed, engine
+from training.interruption import Interrupted, Interruption
 from training.run import Run
 
 # Steps between looks at loss and weights. On an accelerator a look waits for the device.
@@ -38,10 +39,10 @@ def train(
     if run.history and distributed.is_main():
         # A kill may have come between the last checkpoint and its row.
         utils.write_history(saver.output / "history.csv", run.history)
-    with utils.Interruption(agree=distributed.highest) as interruption:
+    with Interruption(agree=distributed.highest) as interruption:
         try:
             return train_to_the_end(run, loader, eval_loader, saver, interruption, after_epoch)
-        except utils.Interrupted:
+        except Interrupted:
             saver.save()
             raise
 
@@ -51,7 +52,7 @@ def train_to_the_end(
     loader: data.Loader,
     eval_loader: data.Loader | None,
     saver: "Saver",
-    interruption: utils.Interruption,
+    interruption: Interruption,
     after_epoch: Callable[[], None],
 ) -> engine.Evaluation | None:
     """Train to the last epoch, saving after each; returns the last evaluation (or None)."""
@@ -117,7 +118,7 @@ def train_one_epoch(run: Run, loader: data.Loader, monitor: "Monitor") -> engine
 
 
 def evaluate(
-    run: Run, loader: data.Loader | None, interruption: utils.Interruption
+    run: Run, loader: data.Loader | None, interruption: Interruption
 ) -> engine.Evaluation | None:
     """What the network that is scored answers on the split evaluated (None where none is)."""
     if loader is None:
@@ -181,9 +182,7 @@ class Saver:
 class Monitor:
     """Called after every step: counts it, shows it, and stops or saves the run where it must."""
 
-    def __init__(
-        self, run: Run, batches: int, saver: "Saver", interruption: utils.Interruption
-    ) -> None:
+    def __init__(self, run: Run, batches: int, saver: "Saver", interruption: Interruption) -> None:
         self.run = run
         self.saver = saver
         self.interruption = interruption
