@@ -14,7 +14,9 @@ import torch
 
 import data
 import export
+import models
 from models.blocks import DepthwiseConv2d
+from training import onnx_files
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,8 +43,12 @@ def exported(weights, tmp_path_factory):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="exporting needs requirements-export.txt")
     folder = tmp_path_factory.mktemp("exported")
-    arguments = ["--checkpoint", weights, "--output", folder, "--calibration-images", 150]
-    with contextlib.redirect_stdout(io.StringIO()) as stdout:
+    arguments = ["--checkpoint", weights, "--output", folder, "--calibration-images", 150, "--maps"]
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as stdout,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(export, "ROUNDS", 1)  # a rough latency is enough
         export.main([str(argument) for argument in arguments])
     return Exported(folder, stdout.getvalue())
 
@@ -61,11 +67,13 @@ def answer(network):
 
 def test_input_output_and_metadata_say_what_they_are(exported):
     for session, model in zip(exported.sessions, exported.models, strict=True):
-        (pixels,), (logits,) = session.get_inputs(), session.get_outputs()
+        (pixels,), (logits, maps) = session.get_inputs(), session.get_outputs()
         assert (pixels.name, pixels.type) == ("pixels", "tensor(uint8)")
         assert pixels.shape == ["batch", 3, 32, 32]
         assert (logits.name, logits.type) == ("logits", "tensor(float)")
         assert logits.shape == ["batch", 10]
+        assert (maps.name, maps.type) == ("maps", "tensor(float)")
+        assert maps.shape == ["batch", 10, 16, 16]
         metadata = session.get_modelmeta().custom_metadata_map
         assert json.loads(metadata["classes"]) == list(data.CLASSES)
         assert metadata["model"] == "under100k"
@@ -75,13 +83,47 @@ def test_input_output_and_metadata_say_what_they_are(exported):
 def test_logits_are_those_of_pytorch_for_every_batch_size(exported, answer):
     images = data.load("sample", ROOT, "val").images
     for count in (1, 2, 7):
-        (logits,) = exported.sessions[0].run(None, {"pixels": images[:count].numpy()})
+        (logits,) = exported.sessions[0].run(["logits"], {"pixels": images[:count].numpy()})
         np.testing.assert_allclose(logits, answer(images[:count]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("file", [0, 1])
+def test_maps_add_up_to_the_logits(exported, network, file):
+    """The mean of a map plus the bias of its class; int8 rounds both."""
+    images = data.load("sample", ROOT, "val").images[:20]
+    logits, maps = exported.sessions[file].run(["logits", "maps"], {"pixels": images.numpy()})
+    metadata = exported.sessions[file].get_modelmeta().custom_metadata_map
+    bias = np.array(json.loads(metadata["bias"]), np.float32)
+    np.testing.assert_array_equal(bias, network.fc.bias.detach().numpy())
+    assert maps.std((2, 3)).min() > 0.01  # not the mean everywhere
+    difference = np.abs(maps.mean((2, 3)) + bias - logits).max()
+    assert difference < (1e-4 if file == 0 else 0.05 * np.ptp(logits))
+
+
+def test_the_file_holds_whole_kernels_and_no_norm(exported):
+    graph = exported.models[0].graph
+    weights = {tensor.name for tensor in graph.initializer}
+    layers = [n for n in graph.node if n.op_type in ("Conv", "ConvTranspose", "Gemm")]
+    assert len(layers) > 30 and all(layer.input[1] in weights for layer in layers)
+    operations = {node.op_type for node in graph.node}
+    assert operations.isdisjoint({"BatchNormalization", "Concat", "Gather", "Slice"})
+
+
+@pytest.mark.slow
+def test_without_maps_there_are_none(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs requirements-export.txt")
+    pytest.importorskip("onnxscript", reason="exporting needs requirements-export.txt")
+    network = models.build("baseline")
+    classifier = onnx_files.PixelClassifier(network, data.MEAN, data.STD).eval()
+    onnx_files.export_onnx(classifier, tmp_path / "a.onnx", {})
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
+    assert [output.name for output in session.get_outputs()] == ["logits"]
+    assert "maps" not in export.describe({"model": "", "classes": []}, None)
 
 
 def test_int8_stays_near(exported, answer):
     images = data.load("sample", ROOT, "val").images[:200]
-    (logits,) = exported.sessions[1].run(None, {"pixels": images.numpy()})
+    (logits,) = exported.sessions[1].run(["logits"], {"pixels": images.numpy()})
     assert np.corrcoef(logits.ravel(), answer(images).ravel())[0, 1] > 0.98
     fp32, int8 = (path.stat().st_size for path in exported.paths)
     assert int8 < 0.6 * fp32

@@ -15,6 +15,7 @@ from models import explain
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18
 INPUT, OUTPUT, MAPS = "pixels", "logits", "maps"
+FOLDED = 2**20  # numbers in a kernel, at most, that the exporter puts together
 CALIBRATION_BATCH = 100  # images
 
 
@@ -61,7 +62,13 @@ def require_packages() -> None:
 
 
 def export_onnx(classifier: PixelClassifier, path: Path, metadata: dict[str, str]) -> None:
-    """Write `classifier` to `path` with PyTorch's own exporter."""
+    """Write `classifier` to `path` with PyTorch's own exporter.
+
+    What only puts weights together is computed here, and norms are folded into the convolutions
+    before them, so that the file holds whole kernels and no norm.
+    """
+    from onnxscript import optimizer, rewriter
+
     # Of two, because the exporter takes a batch of 1 for a constant.
     example = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     with torch.no_grad():
@@ -76,7 +83,9 @@ def export_onnx(classifier: PixelClassifier, path: Path, metadata: dict[str, str
             verbose=False,
         )
     assert program is not None
-    model = program.model_proto  # serialised anew at each access
+    # By default the largest kernels are not folded, nor are the norms behind them.
+    model = optimizer.optimize(program.model_proto, input_size_limit=FOLDED)
+    model = rewriter.rewrite(model)
     graph = model.graph
     # Where in this machine's files each operation comes from is nobody's business, and is large.
     for part in (graph, *graph.input, *graph.output, *graph.node, *graph.value_info):
