@@ -6,11 +6,8 @@
 The page needs no server of its own: demo/build/ can be put on any static host as it is.
 """
 
-import hashlib
 import shutil
-import subprocess
 import sys
-import tempfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,69 +19,61 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also when run as
 import data
 import models
 import utils
-from training import checkpoint as checkpoints
+from models.mirror import untied
+from training import onnx_files, weights
 
 FOLDER = Path(__file__).resolve().parent
 BUILD = FOLDER / "build"
 PAGE = ("index.html", "style.css", "page.js", "picture.js")
 RUNTIME = FOLDER / "node_modules" / "onnxruntime-web" / "dist"
 RUNTIME_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
-TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm"}
-HEADERS = {
-    # Isolated from other sites, a page gets the browser's fine clock.
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Embedder-Policy": "require-corp",
-    "Cache-Control": "no-cache",  # a new build shows at the next visit
-}
+# What Pillow's bicubic does to a square picture in predict.py, bit for bit.
+SHRINK = """<ir_version: 9, opset_import: ["" : 19]>
+shrink (uint8[side, side, 4] rgba) => (uint8[1, 3, 32, 32] pixels)
+<int64[1] first = {0}, int64[1] end = {3}, int64[1] axis = {2}, int64[4] sizes = {1, 3, 32, 32}> {
+  rgb = Slice(rgba, first, end, axis)
+  planes = Transpose<perm = [2, 0, 1]>(rgb)
+  image = Unsqueeze(planes, first)
+  pixels = Resize<mode = "cubic", cubic_coeff_a = -0.5, antialias = 1, exclude_outside = 1>
+    (image, , , sizes)
+}"""
 
 
 class Handler(SimpleHTTPRequestHandler):
     """Serves files with their types, whatever this machine's table of types says."""
 
-    extensions_map = SimpleHTTPRequestHandler.extensions_map | TYPES
+    extensions_map = {".mjs": "text/javascript", ".js": "text/javascript"}
+    extensions_map |= {".wasm": "application/wasm", ".html": "text/html", ".css": "text/css"}
 
     def end_headers(self) -> None:
-        for name, value in HEADERS.items():
-            self.send_header(name, value)
+        self.send_header("Cache-Control", "no-cache")  # a new build shows at the next visit
         super().end_headers()
 
     def log_request(self, *_: object) -> None:
         """Only errors are logged."""
 
 
-def export(checkpoint: Path, path: Path) -> None:
-    """Write the ONNX network with its class activation maps, by export.py, which checks it."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(FOLDER.parent / "export.py"), "--maps", "--data", "sample"]
-        done = subprocess.run([*command, "--checkpoint", str(checkpoint), "--output", folder])
-        if done.returncode:
-            sys.exit(done.returncode)
-        shutil.copyfile(Path(folder, f"{checkpoint.stem}.onnx"), path)
-
-
-def build(checkpoint: Path) -> None:
-    """Put all that the page needs into demo/build/: page, runtime, network and ten pictures.
+def build(path: Path) -> None:
+    """Put page, runtime, ten pictures and the network of the checkpoint at `path` into demo/build/.
 
     Raises utils.RunError where onnxruntime-web is not installed or the folder is not writable.
     """
-    if not all((RUNTIME / name).exists() for name in RUNTIME_FILES):
+    if not RUNTIME.exists():
         raise utils.RunError(f"onnxruntime-web is not installed: run npm ci in {FOLDER}")
-    loaded = checkpoints.load_checkpoint(checkpoint)
-    model = checkpoints.rebuild(models.build, loaded, checkpoint)
+    onnx_files.require_packages()
+    from onnx import parser  # an optional requirement
+
+    network, checkpoint = weights.load_network(path)
     utils.make_folder(BUILD / "samples")
-    # Named after its weights: it is exported once, and no browser takes an old one for a new one.
-    network = BUILD / f"network-{hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:12]}.onnx"
-    if not network.exists():
-        export(checkpoint, network)
-    for other in set(BUILD.glob("network-*.onnx")) - {network}:
-        other.unlink()
+    whole = onnx_files.PixelClassifier(untied(network), **checkpoint["normalization"], maps=True)
+    onnx_files.export_onnx(whole.eval(), BUILD / "network.onnx", {})
     facts = {
-        "file": network.name,
-        "bytes": network.stat().st_size,
-        "parameters": utils.count_parameters(model),
-        "classes": list(loaded["classes"]),
+        "bytes": (BUILD / "network.onnx").stat().st_size,
+        "parameters": utils.count_parameters(network),
+        "classes": list(checkpoint["classes"]),
     }
     utils.write_json(BUILD / "network.json", facts)
+    (BUILD / "shrink.onnx").write_bytes(parser.parse_model(SHRINK).SerializeToString())
     for folder, names in ((FOLDER, PAGE), (RUNTIME, RUNTIME_FILES)):
         for name in names:
             shutil.copyfile(folder / name, BUILD / name)
@@ -96,8 +85,8 @@ def build(checkpoint: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = utils.ArgumentParser(description="Build the page of the network and serve it here.")
+    weights.add_checkpoint(parser)
     add = parser.add_argument
-    add("--checkpoint", type=Path, metavar="PATH", default=models.RELEASED_WEIGHTS, help="weights")
     add("--port", type=int, metavar="N", default=8000, help="of localhost; 0: any free one (8000)")
     arguments = parser.parse_args(argv)
     build(arguments.checkpoint)
