@@ -9,11 +9,12 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
-NAMED_FILE = re.compile(r"(?<![\w/.-])(?:[\w.-]+/)*[\w-]+\.(?:py|txt|md|csv|ipynb|pt|onnx)\b")
+ENDINGS = "py|txt|md|csv|ipynb|safetensors|onnx"
+NAMED_FILE = re.compile(rf"(?<![\w/.-])(?!runs/)(?:[\w.-]+/)*[\w-]+\.(?:{ENDINGS})\b")
 COMMAND = re.compile(r"\bpython (-m )?([\w./]+)([^`\n&|]*)")
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 # What a training or an export writes, and what a page has its reader write.
-WRITTEN = {"history.csv", "last.pt", "previous.pt", "weights.pt", "runs/tiny/weights.pt"}
+WRITTEN = {"history.csv", "last.safetensors", "previous.safetensors", "weights.safetensors"}
 WRITTEN |= {"models/tiny.py", "models/plain.py"}
 
 
