@@ -24,6 +24,7 @@ import models
 import utils
 from training import checkpoint as checkpoints
 from training import devices, distributed, tensorboard
+from training.compilation import compile_network
 from training.epochs import Saver, train
 from training.figures import Watch, draw, draw_augmentation, is_over
 from training.flags import add_flags, compact, flag, folder
@@ -38,7 +39,7 @@ SAMPLE_WARNING = (
     " the code works. Put CIFAR-10 into data/raw, or name its folder with --data-dir. ***"
 )
 # What a run does not keep, so that the command that resumes it must say it again.
-UNSETTLED = ("data_dir", "device", "compile", "checkpoint_minutes", "tensorboard")
+UNSETTLED = ("data_dir", "device", "compile", "deterministic", "checkpoint_minutes", "tensorboard")
 
 
 def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
@@ -54,7 +55,8 @@ def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
     add_flags(group, Options())
     add = group.add_argument
     add("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (auto)")
-    add("--compile", action="store_true", help="torch.compile: a slow first epoch, for a GPU")
+    add("--compile", action="store_true", help="torch.compile: minutes before a GPU starts")
+    add("--deterministic", action="store_true", help="the same bits on a GPU, too; slower")
     add("--summary", action="store_true", help="print layers, parameters and MACs, and stop")
     add("-h", "--help", action="help", help="print this and stop")
     add = parser.add_argument_group("files").add_argument
@@ -96,7 +98,7 @@ def carry_out(plan: Plan, given: dict[str, Any], device: torch.device, held: Exi
     utils.seed_everything(settings.seed)
     run = build_run(settings, device, len(loader))
     if given.get("compile"):
-        run.model.compile(dynamic=False)  # an epoch's last batch has a size of its own
+        compile_network(run, loader)
     if is_main:
         utils.print_summary(models.build(settings.model, **settings.config), IMAGE_SIZE)
         utils.write_json(output / "config.json", asdict(settings))
@@ -168,6 +170,8 @@ def main(argv: list[str] | None = None) -> None:
             return
         if given.get("tensorboard"):
             tensorboard.require()
+        if given.get("deterministic"):
+            devices.make_deterministic()
         device = distributed.pick_device(given.get("device", "auto"))
         work_together(given, device)
 

@@ -1,5 +1,7 @@
 """Device and precision: what does not work falls back, or is refused in one line."""
 
+import os
+
 import pytest
 import torch
 
@@ -101,3 +103,37 @@ def test_the_tiny_step_has_all_of_it_on_the_device(precision):
         devices.take_tiny_step(fake_cuda.CUDA, precision)
         operations = {name for counts in watch.step.operations.values() for name in counts}
         assert operations >= {"convolution", "baddbmm", "_fused_sgd_"}
+
+
+def test_the_random_state_comes_back():
+    torch.rand(7)
+    state = devices.random_state(CPU)
+    assert state["cuda"] == []
+    expected = torch.rand(5)
+    torch.manual_seed(99)
+    devices.set_random_state(state, CPU)
+    assert torch.equal(torch.rand(5), expected)
+
+
+def test_a_gpus_own_random_state_comes_back_and_is_missed(monkeypatch, capsys):
+    device, restored = torch.device("cuda", 1), []
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.tensor([device.index]))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *args: restored.append(args))
+    devices.set_random_state(devices.random_state(device), device)
+    assert restored == [(torch.tensor([1]), device)] and capsys.readouterr().err == ""
+    devices.set_random_state(devices.random_state(CPU), device)
+    assert len(restored) == 1 and capsys.readouterr().err.count("Saved without a GPU") == 1
+
+
+def test_deterministic_settings(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    for name, value in (("deterministic", False), ("benchmark", True)):
+        monkeypatch.setattr(torch.backends.cudnn, name, value)
+    try:
+        devices.make_deterministic()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        devices.take_tiny_step(CPU, torch.float32)
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -1,8 +1,10 @@
 """The device and the precision to compute with: both are tried out before a run relies on them."""
 
 import math
+import os
 import sys
 import warnings
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -118,6 +120,33 @@ def take_tiny_step(device: torch.device, precision: torch.dtype) -> float:
         matrices = [gradient for gradient in gradients if gradient.ndim == 2]
         orthogonalized(matrices, lay_out([m.shape for m in matrices], device, together=True))
     return loss.item()
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The state of the generators that `device` draws from: the CPU's and, of a GPU, its own."""
+    cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Restore what `random_state` returned; a GPU's is said to be missing where it is."""
+    torch.set_rng_state(state["cpu"])
+    if device.type != "cuda":
+        return
+    if state["cuda"]:
+        torch.cuda.set_rng_state(state["cuda"][0], device)
+    else:
+        print("Saved without a GPU: dropout goes on with other random numbers", file=sys.stderr)
+
+
+def make_deterministic() -> None:
+    """From now on a GPU, too, computes the same bits from the same numbers, so that resuming is
+    exact there. To be called before anything runs on it."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it as it starts
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    # An operation without such a form goes on, and PyTorch names it in a warning.
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def first_line(error: BaseException) -> str:

@@ -98,7 +98,7 @@ class Run:
         Several processes call it together: the metrics are sums over all of them, and each has a
         random state of its own.
         """
-        random, *others = distributed.gather(utils.random_state())
+        random, *others = distributed.gather(devices.random_state(self.device))
         return {
             "settings": asdict(self.settings),
             "model": utils.unwrap(self.model).state_dict(),
@@ -136,9 +136,9 @@ class Run:
             self.metrics.load_state_dict(state["metrics"])
         states = [state["random"], *state["random"].get("others", [])]
         if len(states) == distributed.world_size():
-            utils.set_random_state(states[distributed.rank()])
+            devices.set_random_state(states[distributed.rank()], self.device)
         elif distributed.is_main():
-            utils.set_random_state(states[0])
+            devices.set_random_state(states[0], self.device)
         else:
             seed_dropout(self.settings.seed, self.scheduler.last_epoch)
 

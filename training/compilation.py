@@ -1,0 +1,52 @@
+"""torch.compile for a training, done before its clock runs."""
+
+import torch
+import torch.nn.functional as F
+
+import data
+import utils
+from training import devices, distributed
+from training.engine import autocast
+from training.run import Run
+
+PASSES = 3  # of a CUDA graph the first warms up, the second records, the third replays
+
+
+def compile_network(run: Run, loader: data.Loader) -> None:
+    """Compile the network's forward and backward passes for both sizes of batch: the loader's, and
+    that of an epoch's last batch.
+
+    On one GPU with CUDA graphs ("reduce-overhead"): a step of a small network there waits for its
+    launches, and a graph is one launch. Not with several processes, whose exchange of gradients is
+    part of the backward pass. The run is afterwards as it was before.
+
+    Raises:
+        utils.RunError: PyTorch cannot compile here, as without Triton or a C++ compiler.
+    """
+    graphs = run.device.type == "cuda" and distributed.world_size() == 1
+    run.model.compile(dynamic=False, mode="reduce-overhead" if graphs else "default")
+    state = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    random = devices.random_state(run.device)
+    shorter = [len(loader) - 1] if loader.images % loader.batch_size else []
+    try:
+        for batch in (0, *shorter):
+            part = loader.part(batch)
+            for _ in range(PASSES):
+                pass_through(run, part.stop - part.start, loader.dtype)
+    except RuntimeError as error:
+        reason = devices.first_line(error)
+        raise utils.RunError(f"this network cannot be compiled here ({reason})") from error
+    run.model.load_state_dict(state)
+    devices.set_random_state(random, run.device)
+
+
+def pass_through(run: Run, images: int, dtype: torch.dtype) -> None:
+    """Forwards and backwards with so many grey images, without a step."""
+    batch = torch.zeros(images, 3, 32, 32, dtype=dtype, device=run.device)
+    labels = torch.zeros(images, dtype=torch.int64, device=run.device)
+    run.model.train()
+    with autocast(run.device, run.precision):
+        logits = run.model(batch.contiguous(memory_format=torch.channels_last))
+        loss = F.cross_entropy(logits, labels) if images else logits.sum()
+    loss.backward()
+    run.optimizer.zero_grad(set_to_none=True)
