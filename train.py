@@ -123,7 +123,7 @@ def carry_out(plan: Plan, given: dict[str, Any], device: torch.device, held: Exi
         draw(run, evaluation, output)
         if board is not None:
             board.close(sorted(output.glob("*.png")))
-    print(f"Weights, history and figures are in {output}")
+    print(f"Weights, history and figures are in {utils.clean(output, utils.MESSAGE_LENGTH)}")
     if settings.source == "sample":
         print(SAMPLE_WARNING)
 

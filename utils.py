@@ -82,22 +82,33 @@ def run_script(main: Callable[[], None], *errors: type[Exception]) -> None:
         logging.lastResort.setFormatter(_CleanFormatter())
     foreseen: tuple[type[Exception], ...] = (RunError, *errors)
     try:
-        main()
-        sys.stdout.flush()
+        _run_and_flush(main)
     except BrokenPipeError:
         # Whoever reads the output has enough of it, as in `| head`: that needs no message.
         _discard(sys.stdout)
         sys.exit(1)
     except foreseen as error:
         line = clean(" ".join(str(error).split()), MESSAGE_LENGTH)
-        print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
-        try:
-            sys.stdout.flush()
-        except OSError:  # where standard output is a full disk, the interpreter would try again
-            _discard(sys.stdout)
+        with suppress(OSError):  # where nobody can be told, the status remains
+            print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr, flush=True)
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:  # where it is a full disk, the interpreter would try again
+                _discard(stream)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+
+
+def _run_and_flush(main: Callable[[], None]) -> None:
+    """Have what cannot be printed fail here, and not when the interpreter ends."""
+    try:
+        main()
+    except SystemExit:  # as --help does
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
 
 
 def say_goodbye(text: str) -> None:

@@ -110,21 +110,29 @@ def _fetch(url: str, path: Path) -> None:
     transfer = _Transfer(url, path)
     transfer.start()
     start = time.monotonic()
-    try:
-        while transfer.is_alive():
-            transfer.join(0.05)
-            seconds = time.monotonic() - start
-            if seconds > PATIENCE and transfer.received < MINIMUM_RATE * seconds:
-                raise DownloadError(
-                    f"{transfer.received:,} bytes in {seconds:.0f} s are fewer than"
-                    f" {MINIMUM_RATE // 1000} kB a second"
-                )
-    finally:
-        transfer.stopped = True
+    # Without a terminal there is no bar.
+    with tqdm(total=ARCHIVE_BYTES, unit="B", unit_scale=True, disable=None) as bar:
+        try:
+            while transfer.is_alive():
+                transfer.join(0.05)
+                _require_rate(transfer.received, time.monotonic() - start)
+                bar.update(transfer.received - bar.n)
+            bar.update(transfer.received - bar.n)
+        finally:
+            transfer.stopped = True
     if transfer.error is not None:
         raise DownloadError(_reason(transfer.error)) from transfer.error
     if not check_integrity(path, CIFAR10.tgz_md5):
         raise DownloadError(f"the archive is corrupted: its MD5 is not {CIFAR10.tgz_md5}")
+
+
+def _require_rate(received: int, seconds: float) -> None:
+    """Raises DownloadError where `received` bytes are too few for that time."""
+    if seconds > PATIENCE and received < MINIMUM_RATE * seconds:
+        raise DownloadError(
+            f"{received:,} bytes in {seconds:.0f} s are fewer than"
+            f" {MINIMUM_RATE // 1000} kB a second"
+        )
 
 
 class _Transfer(threading.Thread):
@@ -143,14 +151,12 @@ class _Transfer(threading.Thread):
             with (
                 urllib.request.urlopen(_request(self.url), timeout=SILENCE) as response,
                 open(self.path, "wb") as file,
-                tqdm(total=ARCHIVE_BYTES, unit="B", unit_scale=True) as bar,
             ):
                 while not self.stopped and (chunk := response.read1(CHUNK)):
                     self.received += len(chunk)
                     if self.received > ARCHIVE_BYTES:
                         raise DownloadError(f"more than the archive's {ARCHIVE_BYTES:,} bytes came")
                     file.write(chunk)
-                    bar.update(len(chunk))
         except Exception as error:  # a server can fail in any way
             self.error = error
 

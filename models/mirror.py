@@ -13,6 +13,7 @@ tensor. `TiedTensors` makes those of a whole network at once.
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +97,7 @@ class TiedTensors(nn.Module):
         super().__init__()
         modules = [module for module in network.modules() if isinstance(module, TiedModule)]
         members = [(module, name) for module in modules for name in module.ties]
-        self.norms = [module for module in modules if isinstance(module, nn.BatchNorm2d)]
+        self.norms: list[Any] = [module for module in modules if isinstance(module, nn.BatchNorm2d)]
         # Norms last: mixed precision casts kernels and biases of convolutions, and no others.
         self.members = sorted(members, key=lambda member: isinstance(member[0], nn.BatchNorm2d))
         self.register_buffer("places", None, persistent=False)

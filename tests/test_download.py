@@ -5,6 +5,7 @@ import contextlib
 import http.server
 import shutil
 import socket
+import sys
 import tarfile
 import threading
 import time
@@ -106,10 +107,11 @@ def impatient(monkeypatch):
 
 
 @pytest.mark.parametrize("source", ["auto", "cifar10"])
-def test_download_from_a_mirror(fake, mirror, tmp_path, source, capfd):
+def test_download_from_a_mirror(fake, mirror, tmp_path, source, capfd, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     directory = tmp_path / "new" / "raw"
     assert data.find(source, directory, need=("train", "test"), download_url=mirror) == "cifar10"
-    assert "100%" in capfd.readouterr().err  # torchvision's progress bar
+    assert "100%" in capfd.readouterr().err  # the progress bar
     test = data.load("cifar10", directory, "test")
     assert torch.equal(test.images, fake.images("test_batch"))
     assert not list(directory.glob(".*"))
@@ -201,6 +203,17 @@ def test_a_password_is_sent_and_never_printed(server, archive, tmp_path):
     assert "wr0ng" not in message and "me:" not in message
     url = private.format("s%40cret")
     assert data.find("cifar10", tmp_path / "raw", need=("test",), download_url=url) == "cifar10"
+
+
+def test_a_servers_answer_is_printed_as_one_clean_line(server, tmp_path, refused):
+    url = f"{server}private/".replace("://", "://me:wr0ng@") + "\u202e" + "x" * 5000
+    flags = ["--data", "cifar10", "--data-dir", tmp_path / "raw", "--download-url", url]
+    line = refused("train.py", *flags)
+    assert "cannot download CIFAR-10 from http://127" in line and line.isprintable()
+    assert "wr0ng" not in line and len(line) < 1100
+    url = f"{server}private/".replace("://", "://me:wr0ng@")
+    line = refused("train.py", *flags[:-1], url)
+    assert r"answers 401 \x1b[31mno" in line and line.isprintable() and "wr0ng" not in line
 
 
 def test_what_a_killed_download_left_is_removed(mirror, tmp_path):

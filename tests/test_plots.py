@@ -552,6 +552,7 @@ def test_no_text_is_taken_for_a_formula(tmp_path):
     plots.mistakes(images, [0], [1], [0.9], classes, path, title=TITLE)
     gates = {classes[0]: np.ones((1, 4))}
     plots.explanations(images, [classes[0]], np.ones((1, 2, 2)), gates, path, title=TITLE)
+    plots.predictions(images, [classes[0]], [[(classes[0], 0.9)]], path, title=TITLE)
 
 
 def test_a_device_is_never_replaced(tmp_path):

@@ -85,8 +85,9 @@ def test_closed_streams_are_no_error(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_standard_output_is_one_line():
-    code = "import utils; utils.run_script(lambda: print('line'), OSError)"
+@pytest.mark.parametrize("main", ["lambda: print('line')", "lambda: (print('line'), exit(0))"])
+def test_a_full_standard_output_is_one_line(main):
+    code = f"import utils; utils.run_script({main}, OSError)"
     with open("/dev/full", "wb") as full:
         process = subprocess.run(
             [sys.executable, "-c", code],
@@ -96,6 +97,16 @@ def test_a_full_standard_output_is_one_line():
         )
     assert process.returncode == 2
     assert process.stderr.count(b"\n") == 1 and b"No space left" in process.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_an_error_that_cannot_be_printed_keeps_its_status():
+    code = "import utils; utils.run_script(lambda: open('/no/such/file'), OSError)"
+    with open("/dev/full", "wb") as full:
+        process = subprocess.run(
+            [sys.executable, "-c", code], cwd=Path(utils.__file__).parent, stderr=full
+        )
+    assert process.returncode == 2
 
 
 def test_foreign_text_becomes_one_short_line():
