@@ -188,7 +188,7 @@ def main(argv: list[str] | None = None) -> None:
     for suffix, content in zip((".onnx", ".int8.onnx"), contents, strict=True):
         path = output / (arguments.checkpoint.stem + suffix)
         utils.write_atomically(path, content)
-        written = utils.clean(path, utils.MESSAGE_LENGTH)
+        written = utils.clean(path)
         print(f"Wrote {written} (opset {OPSET}, input {INPUT}, output {OUTPUT})")
 
 

@@ -104,7 +104,7 @@ def read_batches(
             try:
                 images.append(data.read_picture(path, padding))
             except data.PictureError as error:
-                print(f"{printable(path)}: {error}", file=sys.stderr)
+                print(f"{utils.clean(path)}: {error}", file=sys.stderr)
             else:
                 read.append(path)
         if read:
@@ -133,12 +133,7 @@ def json_line(path: Path, prediction: Prediction) -> str:
 
 def table_line(path: Path, prediction: Prediction, path_width: int, class_width: int) -> str:
     cells = (f"{name:<{class_width}} {100 * value:5.1f} %" for name, value in prediction)
-    return "  ".join([f"{printable(path):<{path_width}}", *cells])
-
-
-def printable(path: Path) -> str:
-    """The path in one line that any terminal can print."""
-    return utils.clean(path, utils.MESSAGE_LENGTH)
+    return "  ".join([f"{utils.clean(path):<{path_width}}", *cells])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -150,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     paths = find_pictures(arguments.pictures)
     if checkpoint["data"]["source"] == "sample":
         print(SAMPLE_WARNING, file=sys.stderr)
-    widths = max(len(printable(path)) for path in paths), max(map(len, classes))
+    widths = max(len(utils.clean(path)) for path in paths), max(map(len, classes))
     normalization = checkpoint["normalization"]
     padding = normalization["mean"] if arguments.whole else None  # becomes zeros
     shown: list[tuple[Tensor, str, Prediction]] = []
@@ -164,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
             else:
                 print(table_line(path, prediction, *widths))
             if len(shown) < plots.MAX_PREDICTIONS:
-                shown.append((image, printable(Path(path.name)), prediction))
+                shown.append((image, utils.clean(path.name), prediction))
     if not shown:
         sys.exit(2)
     if arguments.grid is not None:

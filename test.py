@@ -208,7 +208,7 @@ def main(argv: list[str] | None = None) -> None:
     if count is not None:
         images = next(iter(loader))[0].float()
         draw_explanations(network, images, evaluation, split, classes, count, title, output)
-    print(f"Figures are in {utils.clean(output, utils.MESSAGE_LENGTH)}")
+    print(f"Figures are in {utils.clean(output)}")
     if source == "sample":
         print(SAMPLE_WARNING)
 

@@ -123,7 +123,7 @@ def carry_out(plan: Plan, given: dict[str, Any], device: torch.device, held: Exi
         draw(run, evaluation, output)
         if board is not None:
             board.close(sorted(output.glob("*.png")))
-    print(f"Weights, history and figures are in {utils.clean(output, utils.MESSAGE_LENGTH)}")
+    print(f"Weights, history and figures are in {utils.clean(output)}")
     if settings.source == "sample":
         print(SAMPLE_WARNING)
 
@@ -135,9 +135,8 @@ def open_folder(plan: Plan, held: ExitStack) -> None:
     checkpoints.claim(plan.output, plan.resumed, plan.source)
     if plan.source is not None and plan.source != plan.resumed:
         older = plan.source.name
-        print(
-            f"{plan.resumed} is not intact: going on from {older}, the one before", file=sys.stderr
-        )
+        damaged = utils.clean(plan.resumed)
+        print(f"{damaged} is not intact: going on from {older}, the one before", file=sys.stderr)
 
 
 def work_together(given: dict[str, Any], device: torch.device) -> None:
@@ -148,7 +147,8 @@ def work_together(given: dict[str, Any], device: torch.device) -> None:
         plan = distributed.broadcast(make_plan(given, device, held) if is_main else None)
         if distributed.broadcast(is_over(plan) if is_main else None):
             epochs = plan.settings.recipe.epochs
-            print(f"The run in {plan.output} is over: it has trained its {epochs} epochs")
+            folder_name = utils.clean(plan.output)
+            print(f"The run in {folder_name} is over: it has trained its {epochs} epochs")
             return
         try:
             carry_out(plan, given, device, held)

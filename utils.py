@@ -22,7 +22,7 @@ from torchsummary import summary
 
 T = TypeVar("T")
 LARGEST_SEED = 2**63 - 1
-MESSAGE_LENGTH = 1000  # characters, at most, of a line that says what is wrong
+MESSAGE_LENGTH = 1000  # characters, at most, of what is printed of foreign text
 HISTORY_COLUMNS = (
     "epoch",
     "train_loss",
@@ -45,10 +45,10 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         # "--epochs 0: choose 1 to 100000", in whose place argparse has "argument --epochs: 0: …".
         line = re.sub(r"^argument (\S+): (?!invalid )", r"\1 ", message)
-        self.exit(2, f"{self.prog}: error: {clean(line, MESSAGE_LENGTH)}\n")
+        self.exit(2, f"{self.prog}: error: {clean(line)}\n")
 
 
-def clean(text: object, most: int = 200) -> str:
+def clean(text: object, most: int = MESSAGE_LENGTH) -> str:
     """Text from a file, a server or a file's name, as one line that any terminal can print.
 
     What is not printable (control bytes, escape sequences, marks of direction) is escaped as in
@@ -66,7 +66,7 @@ def _shorten(text: str, most: int) -> str:
 
 class _CleanFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return clean(super().format(record), MESSAGE_LENGTH)
+        return clean(super().format(record))
 
 
 def run_script(main: Callable[[], None], *errors: type[Exception]) -> None:
@@ -88,7 +88,7 @@ def run_script(main: Callable[[], None], *errors: type[Exception]) -> None:
         _discard(sys.stdout)
         sys.exit(1)
     except foreseen as error:
-        line = clean(" ".join(str(error).split()), MESSAGE_LENGTH)
+        line = clean(" ".join(str(error).split()))
         with suppress(OSError):  # where nobody can be told, the status remains
             print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr, flush=True)
         for stream in (sys.stdout, sys.stderr):
