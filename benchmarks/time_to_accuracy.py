@@ -149,8 +149,7 @@ class ReferenceRun:
         self.scored: list[Scored] = []
 
     def train_epoch(self) -> None:
-        fresh = reference.build_optimizer(self.model, len(self.scored))
-        if fresh is not None:  # as for the first epoch
+        if fresh := reference.build_optimizer(self.model, len(self.scored)):  # as the first time
             self.optimizer = fresh
         start = time.perf_counter()
         reference.train_epoch(self.model, self.loader, self.optimizer, self.device)
