@@ -9,13 +9,13 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
-ENDINGS = "py|txt|md|csv|ipynb|safetensors|onnx"
+ENDINGS = "py|txt|md|csv|ipynb|safetensors|onnx|png|jpg"
 NAMED_FILE = re.compile(rf"(?<![\w/.-])(?!runs/)(?:[\w.-]+/)*[\w-]+\.(?:{ENDINGS})\b")
 COMMAND = re.compile(r"\bpython (-m )?([\w./]+)([^`\n&|]*)")
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 # What a training or an export writes, and what a page has its reader write.
 WRITTEN = {"history.csv", "last.safetensors", "previous.safetensors", "weights.safetensors"}
-WRITTEN |= {"models/tiny.py", "models/plain.py"}
+WRITTEN |= {"validation.png", "grid.png", "models/tiny.py", "models/plain.py"}
 
 
 def text(path):
