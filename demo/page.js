@@ -34,10 +34,9 @@ function drawMap({ data, dims }, k) {
 function drawPicture(square, { data, dims }) {
   const [side, plane] = [dims[3], dims[3] ** 2];
   paint($("seen"), side, (i) => [data[i], data[i + plane], data[i + 2 * plane], 255]);
-  const shown = Math.min(square.width, 512);
-  $("looked").className = shown < 128 ? "pixels" : "";
-  Object.assign($("looked"), { width: shown, height: shown });
-  $("looked").getContext("2d").drawImage(square, 0, 0, shown, shown);
+  const [width, height] = [Math.min(square.width, 512), Math.min(square.width, 512)];
+  Object.assign($("looked"), { width, height, className: width < 128 ? "pixels" : "" });
+  $("looked").getContext("2d").drawImage(square, 0, 0, width, height);
 }
 
 // A button a class, the likeliest first, which shows the map of its class.
