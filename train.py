@@ -23,17 +23,16 @@ import data
 import models
 import utils
 from training import checkpoint as checkpoints
-from training import devices, distributed, tensorboard
+from training import devices, distributed, report, tensorboard
 from training.compilation import compile_network
 from training.epochs import Saver, train
 from training.figures import Watch, draw, draw_augmentation, is_over
 from training.flags import add_flags, compact, flag, folder
 from training.interruption import Interrupted
 from training.recipe import RECIPES, RecipeError
-from training.run import build_loaders, build_run, resume, seed_dropout
+from training.run import Run, build_loaders, build_run, resume, seed_dropout
 from training.settings import Options, Plan, make_plan
 
-IMAGE_SIZE = (3, 32, 32)
 SAMPLE_WARNING = (
     "*** NOT CIFAR-10: training on the built-in sample of 2,000 images. Its accuracy says only that"
     " the code works. Put CIFAR-10 into data/raw, or name its folder with --data-dir. ***"
@@ -88,8 +87,6 @@ def carry_out(plan: Plan, given: dict[str, Any], device: torch.device, held: Exi
     """Train, save and draw; `held` keeps the lock of the folder."""
     settings, output = plan.settings, plan.output
     devices.pick_precision(settings.precision, device)  # refuses what the device cannot do
-    if settings.source == "sample":
-        print(SAMPLE_WARNING, flush=True)
     directory = given.get("data_dir", data.DEFAULT_DIRECTORY)
     loader, eval_loader = build_loaders(settings, directory, device)
     is_main = distributed.is_main()
@@ -99,14 +96,13 @@ def carry_out(plan: Plan, given: dict[str, Any], device: torch.device, held: Exi
     run = build_run(settings, device, len(loader))
     if given.get("compile"):
         compile_network(run, loader)
-    if is_main:
-        utils.print_summary(models.build(settings.model, **settings.config), IMAGE_SIZE)
-        utils.write_json(output / "config.json", asdict(settings))
-        draw_augmentation(settings, loader, output)
     seed_dropout(settings.seed, 0)
     if plan.checkpoint is not None and plan.source is not None:
         # Last, for it restores the random state.
         resume(run, plan.checkpoint, loader, plan.source)
+    if is_main:
+        wanted = given.get("data", "auto") if plan.resumed is None else settings.source
+        introduce(run, loader, eval_loader, output, wanted)
     board = None
     if is_main and given.get("tensorboard"):
         board = tensorboard.Board(run, output / "tensorboard")
@@ -139,6 +135,19 @@ def open_folder(plan: Plan, held: ExitStack) -> None:
         print(f"{damaged} is not intact: going on from {older}, the one before", file=sys.stderr)
 
 
+def introduce(
+    run: Run, loader: data.Loader, eval_loader: data.Loader | None, output: Path, wanted: str
+) -> None:
+    """Say what is about to be done, and write it down; `wanted`: the data asked for."""
+    print(report.first_lines(run, loader, eval_loader, output, wanted), flush=True)
+    settings = run.settings
+    environment = report.environment(run.device)
+    utils.write_json(output / "config.json", {**asdict(settings), "environment": environment})
+    layers = report.summary(settings.model, settings.config)
+    utils.write_atomically(output / "summary.txt", f"{layers}\n".encode())
+    draw_augmentation(settings, loader, output)
+
+
 def work_together(given: dict[str, Any], device: torch.device) -> None:
     """The whole training, by this process alone or with others."""
     is_main = distributed.is_main()
@@ -166,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
         with distributed.alike():
             given = parse_arguments(argv)
         if given.get("summary"):
-            utils.print_summary(models.build(given.get("model", models.names()[0])), IMAGE_SIZE)
+            print(report.summary(given.get("model", models.names()[0]), {}))
             return
         if given.get("tensorboard"):
             tensorboard.require()

@@ -18,7 +18,6 @@ from typing import Any, NoReturn, TextIO, TypeVar
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from torchsummary import summary
 
 T = TypeVar("T")
 LARGEST_SEED = 2**63 - 1
@@ -228,17 +227,6 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     return counter.get_total_flops() // 2
 
 
-def print_summary(model: nn.Module, input_size: tuple[int, int, int]) -> None:
-    """Print torchsummary's table, the parameters and the multiply-accumulates of an image.
-
-    `model` is used up: torchsummary leaves its hooks behind, and runs it in its current mode.
-    """
-    macs = count_macs(model.eval(), input_size)
-    summary(model, input_size, device="cpu")
-    print(f"Parameters: {count_parameters(model):,}")
-    print(f"Multiply-accumulates an image: {macs / 1e6:.1f} million")
-
-
 def metrics_line(split: str, loss: float, correct: int, total: int) -> str:
     """One line of results; `loss` in nats per image."""
     accuracy = 100 * correct / total
@@ -246,7 +234,9 @@ def metrics_line(split: str, loss: float, correct: int, total: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as hours and minutes, as a reader would say them."""
+    """Hours and minutes, or seconds where there are less than a minute's."""
+    if round(seconds) < 60:
+        return f"{round(seconds)} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
 

@@ -21,6 +21,7 @@ import utils
 from training import devices, engine
 from training.epochs import take_steps
 from training.recipe import Recipe
+from training.report import processor
 from training.run import Run, build_loader, build_run
 from training.settings import Settings
 
@@ -201,7 +202,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     preloaded = os.environ.get("LD_PRELOAD", "").replace(":", " ").split()
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": cores,
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
@@ -213,16 +214,6 @@ def machine(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
     }
-
-
-def _processor() -> str:
-    """The processor's name, which only Linux tells in full."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def report(rows: Sequence[Row], path: Path, device: torch.device, *, quick: bool) -> None:

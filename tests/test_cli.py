@@ -31,6 +31,7 @@ SMALL = """--model baseline --data sample --epochs 2 --batch-size 100 --seed 3 -
     --learning-rate 0.05 --warmup 0.1 --ema-decay 0.5 --flip alternating --cutout 8
     --label-smoothing 0.1 --weight-decay 5e-4 --device cpu --precision fp32""".split()
 METRICS = r"(\w+) set: Average loss: (\d+\.\d{4}), Accuracy: (\d+)/(\d+) \((\d+\.\d\d)%\)"
+SCORES = r"(\w+) loss (\d+\.\d{4}), accuracy (\d+\.\d\d) %"  # in the line of an epoch
 CLASS = r"Accuracy of (\w+) *: +([\d.]+) % \((\d+)/(\d+)\)"
 
 
@@ -94,7 +95,9 @@ def is_picture(path):
 def test_a_run_leaves_its_files(run, finished):
     files = {path.name for path in run.iterdir()}
     assert (
-        files >= {"config.json", "history.csv", "last.safetensors", "weights.safetensors"} | FIGURES
+        files
+        >= {"config.json", "summary.txt", "history.csv", "last.safetensors", "weights.safetensors"}
+        | FIGURES
     )
     assert [name for name in files if name.endswith((".unfinished", ".partial"))] == []
     assert all(is_picture(run / name) for name in FIGURES)
@@ -102,6 +105,9 @@ def test_a_run_leaves_its_files(run, finished):
     settings = json.loads((run / "config.json").read_text())
     assert settings["model"] == "baseline" and settings["seed"] == 3
     assert settings["recipe"]["epochs"] == 2 and settings["recipe"]["cutout"] == 8
+    environment = settings["environment"]
+    assert environment["torch"] == torch.__version__ and environment["processes"] == 1
+    assert "Total params: 112,966\n" in (run / "summary.txt").read_text()
     assert "some/run" in finished[1].stdout.replace("\\", "/")
 
 
@@ -118,31 +124,34 @@ def test_history_has_a_row_an_epoch_with_what_was_printed(run, finished):
         "images_per_second",
     )
     assert [row["epoch"] for row in rows] == ["1", "2"]
-    printed = metrics_of(finished[1].stdout)
-    assert [line[0] for line in printed] == ["Train", "Val", "Train", "Val"]
     expected = []
     for row in rows:
-        for prefix, total in (("train", 2000), ("eval", 500)):
-            loss = round(float(row[f"{prefix}_loss"]), 4)
-            expected.append((loss, round(float(row[f"{prefix}_accuracy"]) * total), total))
+        for prefix, split in (("train", "train"), ("eval", "val")):
+            loss, accuracy = float(row[f"{prefix}_loss"]), float(row[f"{prefix}_accuracy"])
+            assert 0.5 < loss < 5  # nats an image, neither sum nor raw
+            expected.append((split, f"{loss:.4f}", f"{100 * accuracy:.2f}"))
         seconds, rate = float(row["seconds"]), float(row["images_per_second"])
         assert rate == pytest.approx(2000 / seconds)
-    assert [line[1:] for line in printed] == expected
-    assert all(0.5 < loss < 5 for loss, _, _ in expected)  # nats an image, neither sum nor raw
+    assert re.findall(SCORES, finished[1].stdout) == expected
 
 
 def test_a_run_prints_lines_for_a_file_and_says_what_it_trained_on(finished):
     out, err = finished[1].stdout, finished[1].stderr
     lines = out.splitlines()
-    assert "NOT CIFAR-10" in lines[0] and "NOT CIFAR-10" in lines[-1]
-    assert "Total params: 112,966" in out and "Multiply-accumulates" in out
-    for text in ("Epoch 1/2", "Epoch 2/2", "Learning rate", "images/s", "left"):
-        assert text in out
-    assert "\r" not in out + err and "it/s" not in err
+    assert "NOT CIFAR-10" in lines[-1]
+    names = ["Network", "Device", "Data", "Recipe", "Output", "Epoch", "Epoch", "Accuracy"]
+    assert [line.split()[0] for line in lines[:8]] == names  # one line an epoch, nothing between
+    assert lines[0].split(maxsplit=1)[1] == "baseline, 112,966 parameters"
+    data_line = "the built-in sample, not CIFAR-10: 2,000 images to train on (train), 500 (val)"
+    assert data_line in lines[2] and "2 epochs of 20 steps" in lines[3]
+    assert lines[5].startswith("Epoch 1/2: ") and lines[5].endswith(" left")
+    assert lines[6].startswith("Epoch 2/2: ") and lines[6].endswith(" images/s")
+    assert (err, "\r" in out) == ("", False)
     classes = re.findall(CLASS, out)
     assert tuple(name for name, *_ in classes) == data.CLASSES
     assert all(of == "50" for *_, of in classes)
-    assert sum(int(right) for *_, right, _ in classes) == metrics_of(out)[-1][2]
+    rights = sum(int(right) for *_, right, _ in classes)
+    assert f"{100 * rights / 500:.2f}" == re.findall(SCORES, out)[-1][2]
 
 
 def test_checkpoints_carry_what_rebuilds_the_network(run):
@@ -223,7 +232,7 @@ def test_a_resumed_run_ends_with_the_same_weights(run, program, tmp_path, monkey
         "train.py", "--resume", tmp_path / "last.safetensors", "--device", "cpu"
     )
     assert status == 0, err  # a run that is over has nothing left to train
-    assert "Train set" not in out
+    assert "is over" in out and "Epoch" not in out
     after = load(tmp_path / "weights.safetensors")["state_dict"]
     assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
 
@@ -253,7 +262,8 @@ def test_a_run_without_evaluation_trains_on_everything(program, tmp_path):
     arguments = [*SMALL, "--epochs", "1", "--eval-split", "none", "--output", tmp_path / "run"]
     status, out, err = program("train.py", *arguments)
     assert status == 0, err
-    assert [(split, total) for split, _, _, total in metrics_of(out)] == [("Train", 2500)]
+    assert "2,500 images to train on (train+val), none to score on" in out
+    assert [split for split, *_ in re.findall(SCORES, out)] == ["train"]
     assert [row["eval_loss"] for row in read_history(tmp_path / "run")] == [""]
     assert not (tmp_path / "run" / "confusion_matrix.png").exists()
 

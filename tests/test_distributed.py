@@ -21,7 +21,7 @@ import data
 import train
 import utils
 from training import checkpoint as checkpoints
-from training import devices, distributed, engine, epochs
+from training import devices, distributed, engine, epochs, report
 from training.interruption import Interruption
 from training.optimizer import build_ema, build_optimizer
 from training.recipe import Recipe
@@ -137,7 +137,7 @@ def shortened(monkeypatch):
         return data.Split(split.images[:SHOWN], split.labels[:SHOWN], split.name, split.source)
 
     monkeypatch.setattr(data, "load", first)
-    monkeypatch.setattr(utils, "print_summary", lambda *arguments: None)
+    monkeypatch.setattr(report, "summary", lambda *arguments: "")
     for name in ("draw", "draw_augmentation"):
         monkeypatch.setattr(train, name, lambda *arguments: None)
 
@@ -350,7 +350,7 @@ def test_a_resume_by_one_process(job, tmp_path, monkeypatch, capsys):
     shortened(monkeypatch)
     monkeypatch.setattr(sys, "argv", ["train.py"])
     train.main(["--resume", str(tmp_path / "run" / "last.safetensors")])
-    assert f"/{SHOWN} (" in capsys.readouterr().out
+    assert f" {SHOWN} images to train on" in capsys.readouterr().out
     resumed = checkpoints.load_checkpoint(tmp_path / "run" / "last.safetensors")
     whole = checkpoints.load_checkpoint(folder / "whole" / "last.safetensors")
     assert "others" not in resumed["training"]["random"]

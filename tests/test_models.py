@@ -10,6 +10,7 @@ from torch import nn
 import models
 import utils
 from models import ModelError, blocks, mirror
+from training import report
 
 # A network that changes on purpose changes its line here.
 PARAMETERS = {
@@ -155,10 +156,9 @@ def test_one_logit_a_class_and_image(name, n):
     assert logits.shape == (n, 10) and logits.isfinite().all()
 
 
-def test_baseline_is_the_notebooks_network_layer_for_layer(capsys):
-    utils.print_summary(models.build("baseline"), (3, 32, 32))
+def test_baseline_is_the_notebooks_network_layer_for_layer():
+    printed = report.summary("baseline", {})
     expected = [re.split(r" {2,}", line.strip()) for line in BASELINE_ROWS.strip().splitlines()]
-    printed = capsys.readouterr().out
     assert [list(row) for row in ROW.findall(printed)] == expected
     assert "Total params: 112,966\n" in printed
 

@@ -265,7 +265,8 @@ def test_a_network_is_found_within_its_wrappers(tmp_path):
 def test_results_in_words():
     line = utils.metrics_line("Val", 1.23456, 3, 8)
     assert line == "Val set: Average loss: 1.2346, Accuracy: 3/8 (37.50%)"
-    assert utils.duration(29) == "0 min" and utils.duration(3599) == "1 h 00 min"
+    assert utils.duration(29.4) == "29 s" and utils.duration(59.5) == "1 min"
+    assert utils.duration(89) == "1 min" and utils.duration(3599) == "1 h 00 min"
     assert utils.duration(5 * 3600 + 61) == "5 h 01 min"
     table = utils.class_table([1, 0], [2, 0], ("cat", "truck"))
     assert table.splitlines() == [

@@ -65,6 +65,10 @@ class RunningMetrics:
         sums = self.state_dict()
         return Metrics(sums["loss_sum"] / sums["total"], sums["correct"], sums["total"])
 
+    def own(self) -> Metrics:
+        """Of what this process added alone."""
+        return Metrics(float(self.loss_sum) / self.total, int(self.correct), self.total)
+
     def state_dict(self) -> dict[str, Any]:
         own = [float(self.loss_sum), int(self.correct), self.total]
         loss_sum, correct, total = self._sum_over_processes(own)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from tqdm import tqdm
 import data
 import utils
 from training import checkpoint as checkpoints
-from training import distributed, engine
+from training import distributed, engine, report
 from training.interruption import Interrupted, Interruption
 from training.run import Run
 
@@ -56,10 +55,10 @@ def train_to_the_end(
     after_epoch: Callable[[], None],
 ) -> engine.Evaluation | None:
     """Train to the last epoch, saving after each; returns the last evaluation (or None)."""
-    evaluation = None
+    evaluation, pace = None, report.Pace(len(loader) * run.settings.recipe.epochs)
     while run.epoch < run.settings.recipe.epochs:
         learning_rate = run.learning_rate(steps_ago=run.batch)
-        monitor = Monitor(run, len(loader), saver, interruption)
+        monitor = Monitor(run, len(loader), saver, interruption, pace)
         metrics = train_one_epoch(run, loader, monitor)
         evaluation = evaluate(run, eval_loader, interruption)
         scored = None if evaluation is None else evaluation.metrics
@@ -75,7 +74,10 @@ def train_to_the_end(
         }
         run.end_epoch(row)
         saver.save()
-        print_epoch(run, row, metrics, scored)
+        settings = run.settings
+        line = report.epoch_line(row, settings.recipe.epochs, settings.eval_split, pace.left)
+        print(line, flush=True)
+        pace.told = True
         after_epoch()
     # A run that was resumed after its last epoch has not been evaluated by this process.
     return evaluation or evaluate(run, eval_loader, interruption)
@@ -112,7 +114,7 @@ def train_one_epoch(run: Run, loader: data.Loader, monitor: "Monitor") -> engine
     loader.set_epoch(run.epoch, run.batch)
     with monitor:
         metrics = take_steps(run, loader, run.metrics, weights=loader.weights(), after_step=monitor)
-        monitor.check(metrics.loss)
+        check_finite(run, metrics.loss)
         monitor.count_time()
     return metrics
 
@@ -131,24 +133,6 @@ def evaluate(
     places = torch.cat([order[loader.part(batch)] for batch in range(len(loader))])
     logits, labels = (distributed.merge(x, places, len(order)) for x in (own.logits, own.labels))
     return engine.Evaluation(logits, labels)
-
-
-def print_epoch(
-    run: Run, row: dict[str, Any], train: engine.Metrics, scored: engine.Metrics | None
-) -> None:
-    """The two lines of results, and one of how it goes on."""
-    epochs = run.settings.recipe.epochs
-    print(f"Epoch {run.epoch}/{epochs}")
-    print(utils.metrics_line("Train", train.loss, train.correct, train.total))
-    if scored is not None:
-        name = run.settings.eval_split.capitalize()
-        print(utils.metrics_line(name, scored.loss, scored.correct, scored.total))
-    left = (epochs - run.epoch) * sum(r["seconds"] for r in run.history) / len(run.history)
-    print(
-        f"Learning rate {row['learning_rate']:.4g}, {row['seconds']:.1f} s,"
-        f" {row['images_per_second']:.0f} images/s, {utils.duration(left)} left",
-        flush=True,
-    )
 
 
 # ----------------------------------------------------------------------------- save and watch a run
@@ -182,13 +166,28 @@ class Saver:
 class Monitor:
     """Called after every step: counts it, shows it, and stops or saves the run where it must."""
 
-    def __init__(self, run: Run, batches: int, saver: "Saver", interruption: Interruption) -> None:
+    def __init__(
+        self,
+        run: Run,
+        batches: int,
+        saver: "Saver",
+        interruption: Interruption,
+        pace: report.Pace,
+    ) -> None:
         self.run = run
         self.saver = saver
         self.interruption = interruption
+        self.pace = pace
         self.interval = LOOK_EVERY[run.device.type]
-        shown = distributed.is_main() and sys.stderr.isatty()
-        self.bar = tqdm(total=batches, initial=run.batch, disable=not shown, leave=True)
+        self.bar = tqdm(
+            desc=f"Epoch {run.epoch + 1}/{run.settings.recipe.epochs}",
+            total=batches,
+            initial=run.batch,
+            disable=not (distributed.is_main() and sys.stderr.isatty()),
+            leave=False,  # the epoch's line takes its place
+            dynamic_ncols=True,
+            bar_format="{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}, {remaining} left",
+        )
         self.clock = time.perf_counter()
 
     def __enter__(self) -> "Monitor":
@@ -201,9 +200,11 @@ class Monitor:
         self.run.batch += 1
         looked = self.run.batch % self.interval == 0
         if looked:
-            self.check(distributed.mean(loss.item()))
+            check_finite(self.run, distributed.mean(loss.item()))
         self.count_time()
-        self.bar.update()
+        self.pace.step(self.run.scheduler.last_epoch)
+        if not self.bar.disable:
+            self.show(looked)
         # Several processes have to do these at the same step, and agreeing takes time.
         if looked or distributed.world_size() == 1:
             self.interruption.check()
@@ -215,10 +216,16 @@ class Monitor:
         self.run.seconds += now - self.clock
         self.clock = now
 
-    def check(self, loss: float) -> None:
-        check_finite(self.run, loss)
-        description = f"loss={loss:.4f} batch_id={self.run.batch - 1}"
-        self.bar.set_description_str(description, refresh=False)
+    def show(self, looked: bool) -> None:
+        """Move the bar; loss and accuracy are those of this process's images of the epoch."""
+        if looked:
+            metrics = self.run.metrics.own()
+            scores = f"loss {metrics.loss:.4f}, accuracy {100 * metrics.accuracy:.2f} %"
+            self.bar.set_postfix_str(scores, refresh=False)
+        self.bar.update()
+        forecast = self.pace.forecast()
+        if forecast is not None:
+            self.bar.write(forecast)
 
 
 def check_finite(run: Run, loss: float) -> None:
