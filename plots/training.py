@@ -45,7 +45,8 @@ def validation(
     if not history:
         raise ValueError("the history has no epochs to draw: pass at least one row")
     trained = "training (augmented, label-smoothed loss)" if label_smoothed else "training"
-    details = ", ".join(["averaged weights"] * averaged + ([precision] if precision else []))
+    scored = [f"scored in {precision}"] if precision else []
+    details = ", ".join(["averaged weights"] * averaged + scored)
     evaluated = f"{eval_split or 'evaluated'} split" + (f" ({details})" if details else "")
     curves: list[tuple[str, str, dict[str, Any]]] = [
         ("train", trained, {"color": ORANGE, "linestyle": "--", "marker": "o"}),

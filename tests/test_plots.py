@@ -253,7 +253,7 @@ def test_validation_draws_both_splits_in_percent_and_nats(tmp_path, figures):
 def test_validation_says_which_network_it_scored_and_how(tmp_path, figures):
     path = tmp_path / "figure.png"
     plots.validation(history(3), path, title="", eval_split="val", averaged=True, precision="bf16")
-    assert "val split (averaged weights, bf16)" in words(figures[0])
+    assert "val split (averaged weights, scored in bf16)" in words(figures[0])
 
 
 def test_validation_without_evaluation_draws_training_alone(tmp_path, figures):
