@@ -15,7 +15,7 @@ COMMAND = re.compile(r"\bpython (-m )?([\w./]+)([^`\n&|]*)")
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 # What a training or an export writes, and what a page has its reader write.
 WRITTEN = {"history.csv", "last.safetensors", "previous.safetensors", "weights.safetensors"}
-WRITTEN |= {"validation.png", "grid.png", "models/tiny.py", "models/plain.py"}
+WRITTEN |= {"validation.png", "grid.png", "summary.txt", "models/tiny.py", "models/plain.py"}
 
 
 def text(path):

@@ -136,7 +136,7 @@ def first_lines(
         "Data": f"{source}: {trained}, {scored} to score on",
         "Recipe": f"{recipe_name(settings.model, settings.recipe)}:"
         f" {count(epochs, 'epoch')} of {count(len(loader), 'step')}",
-        "Output": str(output),
+        "Output": utils.clean(output),
     }
     if run.scheduler.last_epoch:
         lines["Resumed"] = f"after {count(run.epoch, 'epoch')} and {count(run.batch, 'step')}"
