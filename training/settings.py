@@ -108,6 +108,8 @@ def settings_of(checkpoint: dict[str, Any], given: dict[str, Any], path: Path) -
         raise utils.RunError(
             f"{path} holds released weights, which cannot be resumed: use a last.safetensors"
         )
+    if not isinstance(checkpoint["training"], dict):
+        raise utils.RunError(f"{path} is damaged: its settings make no sense")
     try:
         fields = dict(checkpoint["training"]["settings"])
         recipe = dict(fields.pop("recipe"))
