@@ -59,6 +59,7 @@ def test_results_that_are_not_finite_are_none(
     monkeypatch.setattr(onnx_files, "PACKAGES", ())
 
     def negative(content):
+        content["data"]["source"] = "cifar10"
         state = content["state_dict"]
         next(v for name, v in state.items() if "running_var" in name).fill_(-1)
 
