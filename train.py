@@ -23,7 +23,7 @@ import data
 import models
 import utils
 from training import checkpoint as checkpoints
-from training import devices, distributed, report, tensorboard
+from training import devices, distributed, report, run_folder, tensorboard
 from training.compilation import compile_network
 from training.epochs import Saver, train
 from training.figures import Watch, draw, draw_augmentation, is_over
@@ -75,7 +75,7 @@ def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
 
 
 def resume_command(given: dict[str, Any], output: Path) -> str:
-    flags = ["--resume", output / checkpoints.LAST]
+    flags = ["--resume", output / run_folder.LAST]
     for name in UNSETTLED:
         if name in given:
             value = [] if given[name] is True else [given[name]]
@@ -127,8 +127,8 @@ def carry_out(plan: Plan, given: dict[str, Any], device: torch.device, held: Exi
 def open_folder(plan: Plan, held: ExitStack) -> None:
     """Lock the run's folder, and refuse one that holds another run."""
     if not plan.locked:
-        held.enter_context(checkpoints.locked(plan.output))
-    checkpoints.claim(plan.output, plan.resumed, plan.source)
+        held.enter_context(run_folder.locked(plan.output))
+    run_folder.claim(plan.output, plan.resumed, plan.source)
     if plan.source is not None and plan.source != plan.resumed:
         older = plan.source.name
         damaged = utils.clean(plan.resumed)

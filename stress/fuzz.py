@@ -41,7 +41,7 @@ from benchmarks import common
 from data import cifar10, files
 from stress import kill, mutants
 from training import checkpoint as checkpoints
-from training import report
+from training import report, run_folder
 from training.interruption import Interrupted, Interruption
 from training.recipe import RecipeError
 
@@ -203,7 +203,7 @@ def resume(path: Path) -> str:
     flags = ["--resume", str(path), "--output", str(output), "--device", "cpu"]
     with interrupted_after(1):
         run_script(lambda: train.main(flags))
-    return digest(checkpoints.load_checkpoint(output / checkpoints.LAST))
+    return digest(checkpoints.load_checkpoint(output / run_folder.LAST))
 
 
 def scorer() -> Callable[[Path], str]:
@@ -229,8 +229,8 @@ def write_checkpoints(folder: Path) -> tuple[Path, Path]:
     run_script(lambda: train.main([*flags, str(folder / "finished")]))
     with interrupted_after(STEPS):
         run_script(lambda: train.main([*flags, str(folder / "interrupted")]))
-    (folder / "interrupted" / checkpoints.PREVIOUS).unlink()  # or it would stand in for the other
-    return folder / "interrupted" / checkpoints.LAST, folder / "finished" / "weights.safetensors"
+    (folder / "interrupted" / run_folder.PREVIOUS).unlink()  # or it would stand in for the other
+    return folder / "interrupted" / run_folder.LAST, folder / "finished" / "weights.safetensors"
 
 
 # ------------------------------------------------------------------------------------------- data

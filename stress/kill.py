@@ -27,6 +27,7 @@ import train
 import utils
 from benchmarks import common
 from training import checkpoint as checkpoints
+from training import run_folder
 
 RUN = "--model baseline --data sample --device cpu --precision fp32 --epochs 2".split()
 EVERY_STEP = ["--checkpoint-minutes", "0", "--resume", "auto"]
@@ -108,7 +109,7 @@ class Life:
 
 
 def half_written(folder: Path) -> bool:
-    return any(folder.glob(f".{checkpoints.LAST}.*.unfinished"))
+    return any(folder.glob(f".{run_folder.LAST}.*.unfinished"))
 
 
 def kill_at_random(life: Life, folder: Path, chance: random.Random, seconds: float) -> None:
@@ -126,7 +127,7 @@ def kill_at_random(life: Life, folder: Path, chance: random.Random, seconds: flo
 def position(folder: Path) -> tuple[int, int]:
     """(epochs, batches) of the newest checkpoint; (0, 0) where there is none, (-1, -1) where one
     of the two files is damaged."""
-    kept = [folder / name for name in (checkpoints.LAST, checkpoints.PREVIOUS)]
+    kept = [folder / name for name in (run_folder.LAST, run_folder.PREVIOUS)]
     try:
         loaded = [checkpoints.load_checkpoint(path) for path in kept if path.exists()]
     except utils.RunError:

@@ -14,6 +14,7 @@ from torchvision.datasets import CIFAR10
 
 import data
 import models
+import utils
 from data import cifar10, files
 from training import checkpoint as checkpoints
 
@@ -132,3 +133,18 @@ def real_directory():
 @pytest.fixture(scope="session")
 def real(real_directory):
     return data.load("cifar10", real_directory, "train+val")
+
+
+@pytest.fixture
+def content():
+    """A small checkpoint in the released form."""
+    return {
+        "model": "baseline",
+        "config": {},
+        "state_dict": {"weight": torch.arange(6.0).view(2, 3), "count": torch.tensor(3)},
+        "normalization": {"mean": list(data.MEAN), "std": list(data.STD)},
+        "classes": list(data.CLASSES),
+        "data": {"source": "sample", "train_split": "train", "eval_split": "val"},
+        "epoch": 1,
+        "history": [dict.fromkeys(utils.HISTORY_COLUMNS, 0.5) | {"epoch": 1, "eval_loss": None}],
+    }

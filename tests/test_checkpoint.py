@@ -3,7 +3,6 @@
 The fuzz (test_resume.py) finds what nobody thought of; here stands what must be refused by name.
 """
 
-import fcntl
 import json
 import os
 import resource
@@ -13,28 +12,13 @@ import pytest
 import safetensors.torch
 import torch
 
-import data
 import models
 import utils
 from training import checkpoint as checkpoints
+from training.content import check_like
 from training.flags import settings_of
 from training.recipe import Recipe
 from utils import RunError
-
-
-@pytest.fixture
-def content():
-    """A small checkpoint in the released form."""
-    return {
-        "model": "baseline",
-        "config": {},
-        "state_dict": {"weight": torch.arange(6.0).view(2, 3), "count": torch.tensor(3)},
-        "normalization": {"mean": list(data.MEAN), "std": list(data.STD)},
-        "classes": list(data.CLASSES),
-        "data": {"source": "sample", "train_split": "train", "eval_split": "val"},
-        "epoch": 1,
-        "history": [dict.fromkeys(utils.HISTORY_COLUMNS, 0.5) | {"epoch": 1, "eval_loss": None}],
-    }
 
 
 def refusal(path):
@@ -271,95 +255,9 @@ def test_a_network_that_does_not_fit_its_weights(content, change):
         checkpoints.rebuild(models.build, content, "a.safetensors")
 
 
-# ------------------------------------------------------------------------------ folder of a run
-
-
-def test_the_two_newest_checkpoints_are_kept(tmp_path, content):
-    for epoch in (0, 1, 2):
-        checkpoints.save_latest(tmp_path, content | {"epoch": epoch})
-    names = {path.name: checkpoints.load_checkpoint(path)["epoch"] for path in tmp_path.iterdir()}
-    assert names == {checkpoints.LAST: 2, checkpoints.PREVIOUS: 1}
-
-
-def test_a_limit_on_the_size_of_files_leaves_the_old_checkpoint(tmp_path, content):
-    checkpoints.save_latest(tmp_path, content)
-    before = (tmp_path / checkpoints.LAST).read_bytes()
-    content["state_dict"]["weight"] = torch.zeros(1 << 20)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
-    try:
-        with pytest.raises(RunError, match="cannot write .*: File too large.* intact"):
-            checkpoints.save_latest(tmp_path, content)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert [path.name for path in tmp_path.iterdir()] == [checkpoints.LAST]
-    assert (tmp_path / checkpoints.LAST).read_bytes() == before
-
-
-def test_a_folder_has_one_writer_at_a_time(tmp_path):
-    run = tmp_path / "run"
-    with checkpoints.locked(run):
-        with pytest.raises(RunError, match="another training writes to .*--output"):
-            with checkpoints.locked(run):
-                pass
-        with checkpoints.locked(tmp_path / "another"):
-            pass
-    with checkpoints.locked(run):
-        pass
-
-
-def test_half_written_files_of_a_killed_process_are_removed(tmp_path):
-    (tmp_path / f".{checkpoints.LAST}.123.unfinished").write_bytes(b"half")
-    (tmp_path / checkpoints.LAST).write_bytes(b"whole")
-    with checkpoints.locked(tmp_path):
-        assert sorted(path.name for path in tmp_path.iterdir()) == [
-            checkpoints.LOCK,
-            checkpoints.LAST,
-        ]
-
-
-def test_where_files_cannot_be_locked_one_does_without(tmp_path, monkeypatch):
-    def unsupported(*arguments):
-        raise OSError(os.strerror(38))
-
-    monkeypatch.setattr(fcntl, "flock", unsupported)
-    with checkpoints.locked(tmp_path / "run"):
-        pass
-
-
-def test_a_folder_is_claimed_for_its_own_run_alone(tmp_path):
-    run, last = tmp_path / "run", tmp_path / "run" / checkpoints.LAST
-    run.mkdir()
-    checkpoints.claim(run, None, None)
-    for name in (checkpoints.LAST, checkpoints.PREVIOUS):
-        (run / name).write_bytes(name.encode())
-        with pytest.raises(RunError, match="already holds a run"):
-            checkpoints.claim(run, None, None)
-        other = tmp_path / checkpoints.LAST
-        with pytest.raises(RunError, match="already holds a run"):
-            checkpoints.claim(run, other, other)
-    checkpoints.claim(run, last, last)
-    assert last.read_bytes() == b"last.safetensors"
-    checkpoints.claim(run, last, run / checkpoints.PREVIOUS)  # which stood in for a damaged one
-    assert last.read_bytes() == b"previous.safetensors"
-    assert not (run / checkpoints.PREVIOUS).exists()
-
-
-def test_the_newest_of_several_runs(tmp_path):
-    assert checkpoints.find_latest([]) is None
-    assert checkpoints.find_latest([tmp_path / "nothing"]) is None
-    for age, (run, name) in enumerate(
-        [("b", "last.safetensors"), ("a", "previous.safetensors"), ("c", "other.safetensors")]
-    ):
-        (tmp_path / run).mkdir()
-        (tmp_path / run / name).touch()
-        os.utime(tmp_path / run / name, (age, age))
-    assert checkpoints.find_latest(tmp_path.iterdir()) == tmp_path / "a" / "last.safetensors"
-
-
 def test_equal_structure():
     expected = {"a": [1, 2.5, None], "b": torch.zeros(2), "c": {"on": True, "name": "x"}}
-    checkpoints.check_like(expected, {"a": [7, 3, None], "b": torch.ones(2), "c": expected["c"]})
+    check_like(expected, {"a": [7, 3, None], "b": torch.ones(2), "c": expected["c"]})
     for key, value in [
         ("a", [1, 2.5]),
         ("a", [1.5, 2.5, None]),
@@ -376,7 +274,7 @@ def test_equal_structure():
         ("c", {"on": True}),
     ]:
         with pytest.raises(ValueError, match=f"training/{key}"):
-            checkpoints.check_like(expected, expected | {key: value})
+            check_like(expected, expected | {key: value})
 
 
 def test_the_longest_run_that_a_recipe_allows_fits(tmp_path, content):

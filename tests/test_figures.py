@@ -10,7 +10,7 @@ import torch
 import data
 import utils
 from training import checkpoint as checkpoints
-from training import figures, tensorboard
+from training import figures, run_folder, tensorboard
 from training.epochs import Saver, train
 from training.run import build_loaders, build_run
 from training.settings import make_plan
@@ -62,7 +62,7 @@ def test_weights_and_curves_are_there_after_each_epoch(training, monkeypatch):
     def after_epoch() -> None:
         watch()
         content = checkpoints.load_checkpoint(folder / "weights.safetensors")
-        last = checkpoints.load_checkpoint(folder / checkpoints.LAST)
+        last = checkpoints.load_checkpoint(folder / run_folder.LAST)
         assert content["epoch"] == last["epoch"] == len(content["history"])
         for name, tensor in run.scored.state_dict().items():
             assert torch.equal(content["state_dict"][name], tensor)

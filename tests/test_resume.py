@@ -25,7 +25,7 @@ import utils
 from benchmarks.common import first
 from stress.fuzz import digest, interrupted_after
 from training import checkpoint as checkpoints
-from training import figures, report, settings
+from training import figures, report, run_folder, settings
 from training.epochs import LOOK_EVERY, Monitor
 from training.run import build_run
 from training.settings import settings_of
@@ -73,7 +73,7 @@ def undisturbed(command, tmp_path):
     """What a run comes to that nothing stops."""
     folder = tmp_path / "undisturbed"
     assert command(*FP32, "--output", folder)[0] == 0
-    return digest(checkpoints.load_checkpoint(folder / checkpoints.LAST))
+    return digest(checkpoints.load_checkpoint(folder / run_folder.LAST))
 
 
 def epochs_of(folder):
@@ -117,13 +117,13 @@ def test_resuming_is_exact_from_anywhere(command, tmp_path, model, precision, em
     for checks in (2, 2, 2):  # of the signals: after each step, and before each batch evaluated
         with interrupted_after(checks):
             assert command(*flags, "--output", tmp_path / "b", "--resume", "auto")[0] == 143
-        saved = checkpoints.load_checkpoint(tmp_path / "b" / checkpoints.LAST)
+        saved = checkpoints.load_checkpoint(tmp_path / "b" / run_folder.LAST)
         positions.append((saved["epoch"], saved["training"]["batch"]))
     assert positions == [(0, 2), (0, STEPS), (1, 1)]
     assert command(*flags, "--output", tmp_path / "b", "--resume", "auto")[0] == 0
-    for name in (checkpoints.LAST, checkpoints.PREVIOUS):
+    for name in (run_folder.LAST, run_folder.PREVIOUS):
         one, other = (checkpoints.load_checkpoint(tmp_path / run / name) for run in "ab")
-        if name == checkpoints.LAST:
+        if name == run_folder.LAST:
             assert digest(one) == digest(other)
     assert epochs_of(tmp_path / "b") == [1, 2]
     one, other = (
@@ -134,9 +134,9 @@ def test_resuming_is_exact_from_anywhere(command, tmp_path, model, precision, em
 
 def test_checkpoints_come_within_an_epoch_too(command, tmp_path, monkeypatch):
     saved = []
-    original = checkpoints.save_latest
+    original = run_folder.save_latest
     monkeypatch.setattr(
-        checkpoints,
+        run_folder,
         "save_latest",
         lambda folder, content: (
             saved.append((content["epoch"], content["training"]["batch"])),
@@ -154,10 +154,10 @@ def test_checkpoints_come_within_an_epoch_too(command, tmp_path, monkeypatch):
 def test_the_row_of_a_resumed_epoch_is_that_of_the_whole_epoch(command, tmp_path, undisturbed):
     with interrupted_after(2):
         command(*FP32, "--output", tmp_path / "a")
-    saved = checkpoints.load_checkpoint(tmp_path / "a" / checkpoints.LAST)["training"]
+    saved = checkpoints.load_checkpoint(tmp_path / "a" / run_folder.LAST)["training"]
     assert saved["metrics"]["total"] == 32 and saved["seconds"] > 0
-    command("--resume", tmp_path / "a" / checkpoints.LAST)
-    row = checkpoints.load_checkpoint(tmp_path / "a" / checkpoints.LAST)["history"][0]
+    command("--resume", tmp_path / "a" / run_folder.LAST)
+    row = checkpoints.load_checkpoint(tmp_path / "a" / run_folder.LAST)["history"][0]
     assert row["seconds"] > saved["seconds"]
     assert row["images_per_second"] == pytest.approx(IMAGES / row["seconds"])
 
@@ -166,7 +166,7 @@ def test_a_row_that_a_kill_left_out_is_written(command, tmp_path):
     assert command(*FP32, "--output", tmp_path / "a")[0] == 0
     for name in ("history.csv", "weights.safetensors"):
         (tmp_path / "a" / name).unlink()
-    status, out, _ = command("--resume", tmp_path / "a" / checkpoints.LAST)
+    status, out, _ = command("--resume", tmp_path / "a" / run_folder.LAST)
     assert status == 0 and "Epoch" not in out
     assert epochs_of(tmp_path / "a") == [1, 2] and (tmp_path / "a" / "weights.safetensors").exists()
 
@@ -185,13 +185,13 @@ def test_a_signal_saves_and_says_how_to_go_on(
         at_step(patch, 2, lambda run, loss: os.kill(os.getpid(), number) or loss)
         ended, out, err = command(*FP32, "--output", run, "--data-dir", folder)
     assert ended == status and err == ""
-    saved = checkpoints.load_checkpoint(run / checkpoints.LAST)
+    saved = checkpoints.load_checkpoint(run / run_folder.LAST)
     assert (saved["epoch"], saved["training"]["batch"]) == (0, 2)  # the step was finished
     words = shlex.split(out.splitlines()[-1])
     assert words[:2] == ["python", "train.py"] and str(folder) in words
     ended, _, err = command(*words[2:])
     assert ended == 0, err
-    assert digest(checkpoints.load_checkpoint(run / checkpoints.LAST)) == undisturbed
+    assert digest(checkpoints.load_checkpoint(run / run_folder.LAST)) == undisturbed
 
 
 @pytest.mark.slow
@@ -208,7 +208,7 @@ def test_a_terminal_that_closes_saves_the_run(tmp_path):
     os.close(terminal)
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
-    assert checkpoints.load_checkpoint(run / checkpoints.LAST)["training"]["batch"] > 0
+    assert checkpoints.load_checkpoint(run / run_folder.LAST)["training"]["batch"] > 0
 
 
 # ------------------------------------------------------------------------------------ --resume auto
@@ -221,7 +221,7 @@ def test_one_command_in_a_loop(command, tmp_path, undisturbed):
         with interrupted_after(4):
             statuses.append(command(*flags)[0])
     assert statuses == [143, 143, 0]
-    assert digest(checkpoints.load_checkpoint(tmp_path / "a" / checkpoints.LAST)) == undisturbed
+    assert digest(checkpoints.load_checkpoint(tmp_path / "a" / run_folder.LAST)) == undisturbed
     assert command(*flags)[0] == 0  # it is over
 
 
@@ -241,7 +241,7 @@ def test_auto_without_a_folder_takes_the_newest_of_the_network(command, tmp_path
 def test_what_is_settled_may_be_said_again_but_not_changed(command, tmp_path):
     with interrupted_after(1):
         command(*FP32, "--output", tmp_path / "a")
-    last = tmp_path / "a" / checkpoints.LAST
+    last = tmp_path / "a" / run_folder.LAST
     before = last.read_bytes()
     status, _, err = command(*FP32, "--resume", last, "--seed", "1", "--flip", "none")
     assert status == 2 and err.count("\n") == 1
@@ -274,7 +274,7 @@ def test_a_run_that_is_over_is_left_as_it_is(command, tmp_path, monkeypatch, eva
 @pytest.mark.parametrize("auto", [False, True])
 @pytest.mark.parametrize(
     "there",
-    [{checkpoints.LAST, checkpoints.LOCK}, {checkpoints.LAST}, {checkpoints.LOCK}],
+    [{run_folder.LAST, run_folder.LOCK}, {run_folder.LAST}, {run_folder.LOCK}],
     ids=["a run", "a copy of a run", "a run without a checkpoint yet"],
 )
 def test_what_another_training_did_meanwhile_is_kept(
@@ -286,17 +286,17 @@ def test_what_another_training_did_meanwhile_is_kept(
         command(*FP32, "--output", run)
     for path in set(run.iterdir()) - {run / name for name in there}:
         path.unlink()
-    lock = checkpoints._lock
+    lock = run_folder._lock
 
     def lock_late(file, folder):
-        shutil.copy(tmp_path / "undisturbed" / checkpoints.LAST, run)
+        shutil.copy(tmp_path / "undisturbed" / run_folder.LAST, run)
         lock(file, folder)
 
-    monkeypatch.setattr(checkpoints, "_lock", lock_late)
+    monkeypatch.setattr(run_folder, "_lock", lock_late)
     flags = [*FP32, "--output", run, "--resume", "auto"] if auto else ["--resume", run]
     status, out, _ = command(*flags)
     assert status == 0 and "Epoch" not in out
-    assert digest(checkpoints.load_checkpoint(run / checkpoints.LAST)) == undisturbed
+    assert digest(checkpoints.load_checkpoint(run / run_folder.LAST)) == undisturbed
 
 
 # ------------------------------------------------------------------------------- damage and its end
@@ -318,24 +318,24 @@ def test_the_checkpoint_before_stands_in_for_a_damaged_one(command, tmp_path, un
     run = tmp_path / "a"
     with interrupted_after(2):
         command(*FP32, "--output", run, "--checkpoint-minutes", "0")
-    damage(run / checkpoints.LAST)
-    older = (run / checkpoints.PREVIOUS).read_bytes()
+    damage(run / run_folder.LAST)
+    older = (run / run_folder.PREVIOUS).read_bytes()
     with interrupted_after(1):
         status, _, err = command(*FP32, "--output", run, "--resume", "auto")
     assert status == 143
-    assert err.count("\n") == 1 and f"going on from {checkpoints.PREVIOUS}" in err
+    assert err.count("\n") == 1 and f"going on from {run_folder.PREVIOUS}" in err
     if damage is not os.remove:  # the damaged file is gone, what stood in for it is not
-        assert (run / checkpoints.PREVIOUS).read_bytes() == older
+        assert (run / run_folder.PREVIOUS).read_bytes() == older
     status, _, err = command(*FP32, "--output", run, "--resume", "auto")
     assert (status, err) == (0, "")
-    assert digest(checkpoints.load_checkpoint(run / checkpoints.LAST)) == undisturbed
+    assert digest(checkpoints.load_checkpoint(run / run_folder.LAST)) == undisturbed
 
 
 def test_two_damaged_checkpoints_are_never_overwritten(command, tmp_path):
     run = tmp_path / "a"
     with interrupted_after(2):
         command(*FP32, "--output", run, "--checkpoint-minutes", "0")
-    for name in (checkpoints.LAST, checkpoints.PREVIOUS):
+    for name in (run_folder.LAST, run_folder.PREVIOUS):
         truncate(run / name)
     before = {path: path.read_bytes() for path in run.iterdir()}
     status, _, err = command(*FP32, "--output", run, "--resume", "auto")
@@ -364,7 +364,7 @@ def test_two_damaged_checkpoints_are_never_overwritten(command, tmp_path):
     ],
 )
 def test_a_training_that_does_not_fit_is_refused(command, interrupted, tmp_path, change):
-    path = tmp_path / "run" / checkpoints.LAST
+    path = tmp_path / "run" / run_folder.LAST
     path.parent.mkdir()
     content = checkpoints.load_checkpoint(interrupted)
     change(content["training"])
@@ -384,7 +384,7 @@ def interrupted(tmp_path_factory):
         patch.setattr(sys, "argv", ["train.py"])
         with pytest.raises(SystemExit):
             train.main([*FP32, "--output", str(folder)])
-    return folder / checkpoints.LAST
+    return folder / run_folder.LAST
 
 
 # --------------------------------------------------------------------------------------- divergence
@@ -407,7 +407,7 @@ def test_divergence_ends_the_run_after_the_step(command, tmp_path, monkeypatch, 
     assert status == 2 and err.count("\n") == 1
     assert "epoch 2, batch 2 (step 5)" in err and "learning rate of 0.001" in err
     assert "infinite" in err if lose is lose_a_weight else "the loss became nan" in err
-    saved = checkpoints.load_checkpoint(tmp_path / "a" / checkpoints.LAST)
+    saved = checkpoints.load_checkpoint(tmp_path / "a" / run_folder.LAST)
     assert (saved["epoch"], saved["training"]["batch"]) == (1, 1)
 
 
@@ -417,7 +417,7 @@ def test_a_checkpoint_never_holds_a_lost_weight(command, tmp_path, monkeypatch):
     monkeypatch.setitem(LOOK_EVERY, "cpu", 50)
     status, _, err = command(*FP32, "--output", tmp_path / "a", "--checkpoint-minutes", "0")
     assert status == 2 and "infinite" in err and "(step 4)" in err
-    saved = checkpoints.load_checkpoint(tmp_path / "a" / checkpoints.LAST)
+    saved = checkpoints.load_checkpoint(tmp_path / "a" / run_folder.LAST)
     assert (saved["epoch"], saved["training"]["batch"]) == (1, 0)
 
 
@@ -427,12 +427,12 @@ def test_a_checkpoint_never_holds_a_lost_weight(command, tmp_path, monkeypatch):
 def test_a_second_run_in_the_folder_is_refused(command, tmp_path):
     with interrupted_after(1):
         command(*FP32, "--output", tmp_path)
-    before = (tmp_path / checkpoints.LAST).read_bytes()
-    with checkpoints.locked(tmp_path):
+    before = (tmp_path / run_folder.LAST).read_bytes()
+    with run_folder.locked(tmp_path):
         for flags in (FP32, ["--resume", "auto"]):
             status, _, err = command(*flags, "--output", tmp_path)
             assert status == 2 and "another training writes to" in err and err.count("\n") == 1
-    assert (tmp_path / checkpoints.LAST).read_bytes() == before
+    assert (tmp_path / run_folder.LAST).read_bytes() == before
 
 
 def test_a_full_disk_ends_the_run_and_loses_nothing(command, tmp_path, undisturbed):
@@ -440,18 +440,18 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(command, tmp_path, undisturb
     run = tmp_path / "a"
     with interrupted_after(4):
         command(*FP32, "--output", run)
-    before = (run / checkpoints.LAST).read_bytes()
+    before = (run / run_folder.LAST).read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        status, _, err = command("--resume", run / checkpoints.LAST)
+        status, _, err = command("--resume", run / run_folder.LAST)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert status == 2 and err.count("\n") == 1
-    assert "File too large" in err and checkpoints.LAST in err and "intact" in err
-    assert (run / checkpoints.LAST).read_bytes() == before
-    assert command("--resume", run / checkpoints.LAST)[0] == 0
-    assert digest(checkpoints.load_checkpoint(run / checkpoints.LAST)) == undisturbed
+    assert "File too large" in err and run_folder.LAST in err and "intact" in err
+    assert (run / run_folder.LAST).read_bytes() == before
+    assert command("--resume", run / run_folder.LAST)[0] == 0
+    assert digest(checkpoints.load_checkpoint(run / run_folder.LAST)) == undisturbed
 
 
 # -------------------------------------------------------------------------------- other machines
@@ -469,8 +469,8 @@ def test_compiled_networks_are_saved_under_their_own_names(interrupted):
 def test_precision_that_the_device_lacks(command, interrupted, tmp_path):
     content = checkpoints.load_checkpoint(interrupted)
     content["training"]["settings"]["precision"] = "fp16"
-    checkpoints.save_checkpoint(tmp_path / checkpoints.LAST, content)
-    status, _, err = command("--resume", tmp_path / checkpoints.LAST, "--device", "cpu")
+    checkpoints.save_checkpoint(tmp_path / run_folder.LAST, content)
+    status, _, err = command("--resume", tmp_path / run_folder.LAST, "--device", "cpu")
     assert status == 2 and "fp16" in err
 
 

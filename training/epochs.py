@@ -15,8 +15,7 @@ from tqdm import tqdm
 
 import data
 import utils
-from training import checkpoint as checkpoints
-from training import distributed, engine, report
+from training import distributed, engine, report, run_folder
 from training.interruption import Interrupted, Interruption
 from training.run import Run
 
@@ -154,7 +153,7 @@ class Saver:
         check_finite(self.run, 0.0)
         training = {"training": self.run.state_dict()}
         if distributed.is_main():
-            checkpoints.save_latest(self.output, {**self.run.weights(), **training})
+            run_folder.save_latest(self.output, {**self.run.weights(), **training})
             utils.write_history(self.output / "history.csv", self.run.history)
         self.saved_at = time.monotonic()
 

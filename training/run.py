@@ -14,8 +14,8 @@ from torch.optim.lr_scheduler import LambdaLR
 import data
 import models
 import utils
-from training import checkpoint as checkpoints
 from training import devices, distributed, engine
+from training.content import check_like
 from training.ema import WeightAverage
 from training.optimizer import build_ema, build_optimizer
 from training.recipe import Recipe
@@ -172,7 +172,7 @@ class Run:
             own["random"]["others"] = [{**like, "cuda": other["cuda"]} for other in others]
         if not state["optimizer"]:  # mixed precision may have skipped every step so far
             own["optimizer"] = {}
-        checkpoints.check_like(own, state)
+        check_like(own, state)
 
 
 def seed_dropout(seed: int, step: int) -> None:

@@ -12,7 +12,7 @@ import data
 import models
 import utils
 from training import checkpoint as checkpoints
-from training import devices
+from training import devices, run_folder
 from training.flags import flag, setting
 from training.optimizer import build_optimizer
 from training.recipe import NAMES, Recipe, named_recipe
@@ -168,12 +168,12 @@ def make_plan(given: dict[str, Any], device: torch.device, held: ExitStack) -> P
         utils.RunError, data.DataError, models.ModelError, RecipeError: it cannot be done.
     """
     folder = find_folder(given)
-    if folder is None or not (folder / checkpoints.LOCK).exists():
+    if folder is None or not (folder / run_folder.LOCK).exists():
         # What cannot be done is refused before a lock is left behind.
         plan = read_plan(folder, given, device)
         if plan.resumed is None or plan.resumed.parent != folder:
             return plan
-    held.enter_context(checkpoints.locked(folder))
+    held.enter_context(run_folder.locked(folder))
     return replace(read_plan(folder, given, device), locked=True)
 
 
@@ -197,7 +197,7 @@ def find_folder(given: dict[str, Any]) -> Path | None:
         return given.get("output")
     if resume == AUTO:
         model = given.get("model", Options.model)
-        latest = checkpoints.find_latest(RUNS.glob(f"{model}-*"))
+        latest = run_folder.find_latest(RUNS.glob(f"{model}-*"))
         return None if latest is None else latest.parent
     return resume if resume.is_dir() else resume.parent
 
@@ -206,16 +206,16 @@ def find_resumed(given: dict[str, Any], folder: Path | None) -> Path | None:
     """The checkpoint to go on from; None for a new run."""
     resume = given.get("resume")
     if resume == AUTO:
-        return checkpoints.find_latest([] if folder is None else [folder])
-    return resume / checkpoints.LAST if resume is not None and resume.is_dir() else resume
+        return run_folder.find_latest([] if folder is None else [folder])
+    return resume / run_folder.LAST if resume is not None and resume.is_dir() else resume
 
 
 def load_resumed(path: Path) -> tuple[dict[str, Any], Path]:
     """The checkpoint to go on from, and its file: where `path` is damaged, the one before it."""
-    older = path.with_name(checkpoints.PREVIOUS)
+    older = path.with_name(run_folder.PREVIOUS)
     try:
         return checkpoints.load_checkpoint(path), path
     except utils.RunError:
-        if path.name != checkpoints.LAST or not older.exists():
+        if path.name != run_folder.LAST or not older.exists():
             raise
         return checkpoints.load_checkpoint(older), older
