@@ -5,7 +5,6 @@
 """
 
 import argparse
-import shlex
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -23,22 +22,20 @@ import data
 import models
 import utils
 from training import checkpoint as checkpoints
-from training import devices, distributed, report, run_folder, tensorboard
+from training import devices, distributed, report, tensorboard
 from training.compilation import compile_network
 from training.epochs import Saver, train
 from training.figures import Watch, draw, draw_augmentation, is_over
-from training.flags import add_flags, compact, flag, folder
+from training.flags import add_flags, compact, folder
 from training.interruption import Interrupted
 from training.recipe import RECIPES, RecipeError
 from training.run import Run, build_loaders, build_run, resume, seed_dropout
-from training.settings import Options, Plan, make_plan
+from training.settings import Options, Plan, make_plan, open_folder, resume_command
 
 SAMPLE_WARNING = (
     "*** NOT CIFAR-10: training on the built-in sample of 2,000 images. Its accuracy says only that"
     " the code works. Put CIFAR-10 into data/raw, or name its folder with --data-dir. ***"
 )
-# What a run does not keep, so that the command that resumes it must say it again.
-UNSETTLED = ("data_dir", "device", "compile", "deterministic", "checkpoint_minutes", "tensorboard")
 
 
 def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
@@ -72,15 +69,6 @@ def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
     group = parser.add_argument_group(f"recipe (in brackets: the default recipe of {model})")
     add_flags(group, RECIPES[model])
     return vars(parser.parse_args(argv))
-
-
-def resume_command(given: dict[str, Any], output: Path) -> str:
-    flags = ["--resume", output / run_folder.LAST]
-    for name in UNSETTLED:
-        if name in given:
-            value = [] if given[name] is True else [given[name]]
-            flags += [flag(name), *value]
-    return shlex.join([*distributed.command(), sys.argv[0], *map(str, flags)])
 
 
 def carry_out(plan: Plan, given: dict[str, Any], device: torch.device, held: ExitStack) -> None:
@@ -122,17 +110,6 @@ def carry_out(plan: Plan, given: dict[str, Any], device: torch.device, held: Exi
     print(f"Weights, history and figures are in {utils.clean(output)}")
     if settings.source == "sample":
         print(SAMPLE_WARNING)
-
-
-def open_folder(plan: Plan, held: ExitStack) -> None:
-    """Lock the run's folder, and refuse one that holds another run."""
-    if not plan.locked:
-        held.enter_context(run_folder.locked(plan.output))
-    run_folder.claim(plan.output, plan.resumed, plan.source)
-    if plan.source is not None and plan.source != plan.resumed:
-        older = plan.source.name
-        damaged = utils.clean(plan.resumed)
-        print(f"{damaged} is not intact: going on from {older}, the one before", file=sys.stderr)
 
 
 def introduce(

@@ -1,5 +1,7 @@
 """What a run is: from the flags of a new one, or from the checkpoint of an interrupted one."""
 
+import shlex
+import sys
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
@@ -12,7 +14,7 @@ import data
 import models
 import utils
 from training import checkpoint as checkpoints
-from training import devices, run_folder
+from training import devices, distributed, run_folder
 from training.flags import flag, setting
 from training.optimizer import build_optimizer
 from training.recipe import NAMES, Recipe, named_recipe
@@ -219,3 +221,27 @@ def load_resumed(path: Path) -> tuple[dict[str, Any], Path]:
         if path.name != run_folder.LAST or not older.exists():
             raise
         return checkpoints.load_checkpoint(older), older
+
+
+def open_folder(plan: Plan, held: ExitStack) -> None:
+    """Lock the run's folder, and refuse one that holds another run."""
+    if not plan.locked:
+        held.enter_context(run_folder.locked(plan.output))
+    run_folder.claim(plan.output, plan.resumed, plan.source)
+    if plan.source is not None and plan.source != plan.resumed:
+        older = plan.source.name
+        damaged = utils.clean(plan.resumed)
+        print(f"{damaged} is not intact: going on from {older}, the one before", file=sys.stderr)
+
+
+# What a run does not keep, so that the command that resumes it must say it again.
+UNSETTLED = ("data_dir", "device", "compile", "deterministic", "checkpoint_minutes", "tensorboard")
+
+
+def resume_command(given: dict[str, Any], output: Path) -> str:
+    flags = ["--resume", output / run_folder.LAST]
+    for name in UNSETTLED:
+        if name in given:
+            value = [] if given[name] is True else [given[name]]
+            flags += [flag(name), *value]
+    return shlex.join([*distributed.command(), sys.argv[0], *map(str, flags)])
