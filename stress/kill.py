@@ -6,32 +6,26 @@ Trains the baseline on the built-in sample with a checkpoint after every step, a
 SIGKILL: every other time at any moment, in between just as a checkpoint is being written. After
 each kill what is on disk must be whole and no older than before; then the same command goes on.
 Every run that gets to its end must have the weights, bit for bit, of one that was never stopped.
-Figures are not drawn. Needs a system that forks (Linux, macOS).
+Figures are blank. Needs a system that forks (Linux, macOS).
 """
 
-import os
 import random
 import signal
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-import data
-import train
 import utils
-from benchmarks import common
+from stress.life import Life, hurry
 from training import checkpoint as checkpoints
 from training import run_folder
 
 RUN = "--model baseline --data sample --device cpu --precision fp32 --epochs 2".split()
 EVERY_STEP = ["--checkpoint-minutes", "0", "--resume", "auto"]
-PATIENCE = 300.0  # seconds in which a run must do something
 
 
 @dataclass
@@ -55,57 +49,6 @@ class Tally:
             f" checkpoint was being written, {self.before_first} before the first one;"
             f" {self.equal} of {self.finished} runs ended with the weights of the undisturbed one"
         )
-
-
-class Life:
-    """A training in a process of its own, until its end or its kill.
-
-    It is forked from this one, which has imported everything and started no thread.
-    """
-
-    def __init__(self, arguments: list[str], images: int, log: Path) -> None:
-        self.pid = os.fork()
-        self.status: int | None = None  # as os.waitstatus_to_exitcode gives it
-        if self.pid == 0:
-            try:
-                self._train(arguments, images, log)
-            finally:
-                os._exit(1)
-
-    @staticmethod
-    def _train(arguments: list[str], images: int, log: Path) -> None:
-        train.draw = lambda *arguments: None
-        train.draw_augmentation = lambda *arguments: None
-        load = data.load
-        data.load = lambda *arguments: common.first(load(*arguments), images)
-        sys.argv = ["train.py"]
-        sys.stdout = sys.stderr = open(log, "a", buffering=1)
-        try:
-            utils.run_script(lambda: train.main(arguments))
-            os._exit(0)
-        except SystemExit as end:
-            os._exit(int(end.code or 0))
-        except BaseException:
-            traceback.print_exc()
-
-    def goes_on(self) -> bool:
-        if self.status is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.status = os.waitstatus_to_exitcode(status) if pid else None
-        return self.status is None
-
-    def wait(
-        self, condition: Callable[[], bool] = lambda: False, seconds: float = PATIENCE
-    ) -> None:
-        """Return when `condition` is met, the training has ended or the time is over."""
-        deadline = time.monotonic() + seconds
-        while self.goes_on() and not condition() and time.monotonic() < deadline:
-            time.sleep(0.0002)
-
-    def kill(self) -> None:
-        if self.goes_on():
-            os.kill(self.pid, signal.SIGKILL)
-        self.wait()
 
 
 def half_written(folder: Path) -> bool:
@@ -142,8 +85,7 @@ def campaign(kills: int, images: int, batch_size: int, seed: int, folder: Path) 
     expected, seconds = undisturbed_run(command, images, folder)
     reached, run = (0, 0), folder / "0"
     while tally.kills < kills or tally.finished == 0 or reached > (0, 0):
-        log = run.with_suffix(".log")
-        life = Life([*command, *EVERY_STEP, "--output", str(run)], images, log)
+        life = start([*command, *EVERY_STEP], images, run)
         if tally.kills < kills:
             kill_at_random(life, run, chance, seconds)
         life.wait()
@@ -160,17 +102,22 @@ def campaign(kills: int, images: int, batch_size: int, seed: int, folder: Path) 
                 tally.lost += 1
                 reached, run = (0, 0), folder / f"after-loss-{tally.lost}"
         else:
-            raise RuntimeError(f"the training ended by itself: {log.read_text()[-2000:]}")
+            raise RuntimeError(f"the training ended by itself: {life.err.read_text()[-2000:]}")
     return tally
+
+
+def start(command: list[str], images: int, run: Path) -> Life:
+    output = ["--output", str(run)]
+    return Life("train.py", [*command, *output], run.with_suffix(".printed"), lambda: hurry(images))
 
 
 def undisturbed_run(command: list[str], images: int, folder: Path) -> tuple[dict, float]:
     """The weights to compare with, and the seconds that they took."""
-    begin, log = time.monotonic(), folder / "undisturbed.log"
-    life = Life([*command, "--output", str(folder / "undisturbed")], images, log)
+    begin = time.monotonic()
+    life = start(command, images, folder / "undisturbed")
     life.wait()
     if life.status != 0:
-        raise RuntimeError(f"the training does not work: {log.read_text()[-2000:]}")
+        raise RuntimeError(f"the training does not work: {life.err.read_text()[-2000:]}")
     expected = checkpoints.load_checkpoint(folder / "undisturbed" / "weights.safetensors")
     return expected, time.monotonic() - begin
 
