@@ -28,9 +28,10 @@ import models
 import utils
 from models.mirror import untied
 from training import engine, onnx_files, weights
-from training.flags import folder
+from training.flags import Setting, add_flag, folder
 from training.onnx_files import INPUT, OPSET, OUTPUT, PixelClassifier
 
+CALIBRATION = Setting("training images that set the ranges of int8", at_least=1, at_most=45_000)
 BATCH_SIZE = 100
 TOLERANCE = 1e-3  # of the logits, between PyTorch and the same network in ONNX
 NETWORKS = ("PyTorch fp32", "ONNX fp32", "ONNX int8")
@@ -48,13 +49,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="folder of NAME.onnx and NAME.int8.onnx (that of the checkpoint NAME)",
     )
-    add(
-        "--calibration-images",
-        type=int,
-        metavar="N",
-        default=1000,
-        help="training images that set the ranges of int8 (1000)",
-    )
+    add_flag(parser, "calibration_images", CALIBRATION, 1000)
     add("--maps", action="store_true", help="also give class activation maps, as a second output")
     return parser.parse_args(argv)
 
@@ -131,7 +126,7 @@ def load_images(
     """
     data.find(source, directory, need=("train", "val"), download_url=download_url)
     train, val = (data.load(source, directory, name) for name in ("train", "val"))
-    if not 1 <= count <= len(train):
+    if count > len(train):
         raise utils.RunError(f"--calibration-images {count}: choose 1 to {len(train)}")
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
     return train.images[order[:count]], val

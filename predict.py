@@ -26,8 +26,9 @@ import models
 import plots
 import utils
 from training import weights
-from training.flags import file
+from training.flags import Setting, add_flag, file
 
+TOP = Setting("classes a picture", at_least=1, at_most=len(data.CLASSES))
 BATCH_SIZE = 100
 SAMPLE_WARNING = (
     "predict.py: warning: these weights were trained on the 2,000 images of the built-in sample,"
@@ -50,7 +51,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--whole", action="store_true", help="classify all of a picture, not its central square")
     add("--json", action="store_true", help="print a line of JSON a picture instead of a table")
-    add("--top", type=int, metavar="N", default=3, help="classes a picture (3)")
+    add_flag(parser, "top", TOP, 3)
     add(
         "--grid",
         type=png_path,
@@ -140,8 +141,6 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     network, checkpoint = weights.load_network(arguments.checkpoint)
     classes = [utils.clean(name) for name in checkpoint["classes"]]
-    if not 1 <= arguments.top <= len(classes):
-        raise utils.RunError(f"--top {arguments.top}: choose 1 to {len(classes)} classes")
     paths = find_pictures(arguments.pictures)
     if checkpoint["data"]["source"] == "sample":
         print(SAMPLE_WARNING, file=sys.stderr)

@@ -19,10 +19,18 @@ import plots
 import utils
 from models import explain
 from training import devices, engine, weights
-from training.flags import folder
+from training.flags import Setting, add_flag, folder
 
 ROOT = Path(__file__).resolve().parent
-SPLITS = ("test", "val", "train")
+SPLIT = Setting("images to score, by default test, of the sample val", ("test", "val", "train"))
+EXPLAINED = Setting(
+    "draw what the network looks at in the first N images, by Grad-CAM, and what its channel"
+    " attention does",
+    at_least=1,
+    at_most=plots.MAX_EXPLANATIONS,
+)
+# fp32, so that every machine gives the same figures.
+PRECISION = Setting("of the mixed precision", ("auto", *devices.PRECISIONS))
 BATCH_SIZE = 500
 SAMPLE_WARNING = (
     "*** NOT CIFAR-10: scoring the few images of the built-in sample. Ask for CIFAR-10 with"
@@ -35,23 +43,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     weights.add_checkpoint(parser, required=True)
     weights.add_data(parser)
     add = parser.add_argument
-    add("--split", choices=SPLITS, help="images to score (test; val of the sample)")
+    add_flag(parser, "split", SPLIT, None, str)
     add("--output", type=folder, metavar="DIR", help="folder of figures (runs/test-NETWORK-TIME)")
-    add(
-        "--explain",
-        type=int,
-        metavar="N",
-        help="draw what the network looks at in the first N images, by Grad-CAM, and what its"
-        f" channel attention does (at most {plots.MAX_EXPLANATIONS})",
-    )
+    add_flag(parser, "explain", EXPLAINED, None, int)
     add("--tta", action="store_true", help="average with the mirrored image")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (auto)")
-    add(
-        "--precision",
-        choices=("auto", *devices.PRECISIONS),
-        default="fp32",
-        help="of the mixed precision (fp32, so that every machine gives the same figures)",
-    )
+    add("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:1 or mps (auto)")
+    add_flag(parser, "precision", PRECISION, "fp32")
     return parser.parse_args(argv)
 
 
@@ -180,9 +177,6 @@ def report(
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
-    count, most = arguments.explain, plots.MAX_EXPLANATIONS
-    if count is not None and not 1 <= count <= most:
-        raise utils.RunError(f"--explain {count}: choose 1 to {most} images")
     device = devices.pick_device(arguments.device)
     precision = devices.pick_precision(arguments.precision, device)
     # CUDA's default rounds fp32 to TF32.
@@ -205,8 +199,8 @@ def main(argv: list[str] | None = None) -> None:
     report(evaluation, split, classes, trained, arguments.tta)
     title = describe(checkpoint, split, arguments.tta)
     draw(evaluation, split, classes, title, output)
-    if count is not None:
-        images = next(iter(loader))[0].float()
+    if arguments.explain is not None:
+        images, count = next(iter(loader))[0].float(), arguments.explain
         draw_explanations(network, images, evaluation, split, classes, count, title, output)
     print(f"Figures are in {utils.clean(output)}")
     if source == "sample":

@@ -43,8 +43,30 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         # "--epochs 0: choose 1 to 100000", in whose place argparse has "argument --epochs: 0: …".
-        line = re.sub(r"^argument (\S+): (?!invalid )", r"\1 ", message)
+        line = re.sub(r"^argument (\S+): ", r"\1 ", message)
         self.exit(2, f"{self.prog}: error: {clean(line)}\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """argparse takes "-1e5" for a flag, unless it stands behind the other flag and "="."""
+        joined: list[str] = []
+        for word in sys.argv[1:] if args is None else args:
+            if joined and re.fullmatch(r"--[a-z-]+", joined[-1]) and _is_negative(word):
+                joined[-1] += f"={word}"
+            else:
+                joined.append(word)
+        return super().parse_known_args(joined, namespace)
+
+    def print_help(self, file: Any = None) -> None:
+        """argparse's passes over what cannot be written, as to a full disk."""
+        (file or sys.stdout).write(self.format_help())
+
+
+def _is_negative(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return word.startswith("-")
 
 
 def clean(text: object, most: int = MESSAGE_LENGTH) -> str:

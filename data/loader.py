@@ -42,13 +42,12 @@ def _check(split: Split, batch_size: int, seed: int, world_size: int) -> None:
         raise DataError(f"batch size {batch_size}: choose 1 or more")
     if batch_size > len(split):
         raise DataError(
-            f"--batch-size {batch_size} is larger than the {split.name} split of {len(split)}"
-            " images: choose a smaller one"
+            f"--batch-size {batch_size}: choose 1 to {len(split)}, the number of images in the"
+            f" {split.name} split"
         )
     if batch_size < world_size:
         raise DataError(
-            f"--batch-size {batch_size} is smaller than the number of processes, {world_size}:"
-            " choose a larger one, or fewer processes"
+            f"--batch-size {batch_size}: choose {world_size} or more, an image for each process"
         )
     if seed < 0:
         raise DataError(f"seed {seed}: choose 0 or more")

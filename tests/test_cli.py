@@ -367,8 +367,11 @@ def test_normalisation_is_the_checkpoints(run, program, tmp_path):
         (["--epochs", "1" + "0" * 5000], ": choose 1 to 2000"),
         (["--epochs", ""], "--epochs : choose 1 to 2000"),
         (["--batch-size", "0"], "--batch-size 0: choose 1 to 50000"),
-        (["--batch-size", "2001"], "--batch-size 2001 is larger than the train split of 2000"),
+        (["--batch-size", "2001"], "--batch-size 2001: choose 1 to 2000"),
         (["--learning-rate", "-1"], "--learning-rate -1: choose more than 0"),
+        (["--learning-rate", "-1e5"], "--learning-rate -1e5: choose more than 0"),
+        (["--learning-rate", "-inf"], "--learning-rate -inf: choose more than 0"),
+        (["--learning-rate", "--seed", "1"], "--learning-rate expected one argument"),
         (["--learning-rate", "nan"], "--learning-rate nan: choose more than 0"),
         (["--learning-rate", "1" + "0" * 400], ": choose more than 0"),
         (["--weight-decay", "inf"], "--weight-decay inf: choose 0 or more"),
@@ -530,14 +533,24 @@ def test_a_figure_that_cannot_be_written(refused, run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [[], ["--split", "all"], ["--precision", "fp16"], ["--data", "imagenet"], ["--tta", "twice"]],
+    "script, arguments, said",
+    [
+        ("test.py", ["--output", "figures"], "--checkpoint"),
+        ("test.py", ["--checkpoint", "x", "--split", "all"], "--split all: choose test, val or"),
+        ("test.py", ["--checkpoint", "x", "--data", "mnist"], "--data mnist: choose auto, cifar10"),
+        ("test.py", ["--checkpoint", "x", "--precision", "8"], "--precision 8: choose auto, fp32"),
+        ("test.py", ["--checkpoint", "x", "--explain", "13"], "--explain 13: choose 1 to 12"),
+        ("test.py", ["--checkpoint", "x", "--explain", "-1e5"], "--explain -1e5: choose 1 to 12"),
+        ("test.py", ["--checkpoint", "x", "--tta", "twice"], "twice"),
+        ("predict.py", ["--top", "11", "a.png"], "--top 11: choose 1 to 10"),
+        ("predict.py", ["--top", "few", "a.png"], "--top few: choose 1 to 10"),
+        ("export.py", ["--calibration-images", "0"], "--calibration-images 0: choose 1 to 45000"),
+    ],
 )
-def test_test_refuses_a_flag(refused, run, tmp_path, arguments):
-    checkpoint = (
-        ["--checkpoint", run / "weights.safetensors", "--device", "cpu"] if arguments else []
-    )
-    refused("test.py", *checkpoint, "--output", tmp_path / "figures", *arguments)
+def test_a_flag_is_refused(refused, tmp_path, monkeypatch, script, arguments, said):
+    """Before the checkpoint, which is not there, is looked for."""
+    monkeypatch.chdir(tmp_path)
+    assert said in refused(script, *arguments)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -258,7 +258,7 @@ def test_parts_are_the_batch(world_size, shuffle):
 
 
 def test_fewer_images_in_a_batch_than_processes():
-    with pytest.raises(data.DataError, match="--batch-size 2 is smaller .* processes, 3"):
+    with pytest.raises(data.DataError, match="--batch-size 2: choose 3 or more"):
         loader(0, 3, batch_size=2)
 
 

@@ -91,14 +91,12 @@ def test_a_network_without_attention_has_no_gates(images):
 
 
 @pytest.mark.slow
-def test_test_py_draws_what_the_network_looks_at(weights, program, refused, tmp_path):
+def test_test_py_draws_what_the_network_looks_at(weights, program, tmp_path):
     arguments = ["--checkpoint", weights, "--output", tmp_path, "--device", "cpu", "--explain"]
     status, _, err = program("test.py", *arguments, 2)
     assert status == 0, err
     figure = matplotlib.image.imread(tmp_path / "explanations.png")
     assert figure.shape[1] == 1260 and figure[..., :3].std() > 0
-    for count in (0, 13):
-        assert f"--explain {count}: choose 1 to 12" in refused("test.py", *arguments, count)
 
 
 def test_modules_are_named_in_words():

@@ -234,7 +234,7 @@ def test_loader_leaves_the_split_alone():
 def test_loader_refuses():
     split = numbered_split(10)
     message = error_of(loader, split, 11)
-    assert "--batch-size 11 is larger than the train split of 10 images" in message
+    assert "--batch-size 11: choose 1 to 10, the number of images in the train split" in message
     assert "choose 1 or more" in error_of(loader, split, 0)
     assert "choose 1 or more" in error_of(loader, split, -4)
     assert "choose 0 or more" in error_of(loader, split, 1, seed=-1)

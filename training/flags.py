@@ -75,10 +75,11 @@ def check(record: Any, error: type[Exception]) -> None:
 
 
 def add_flag(
-    group: argparse._ActionsContainer, name: str, setting: Setting, default: int | float | str
+    group: argparse._ActionsContainer, name: str, setting: Setting, default: Any, kind: Any = None
 ) -> None:
-    """A flag for a setting, of its default's type. What is out of range is a usage error."""
-    kind = type(default)
+    """A flag for a setting, of the type `kind` or its default's. What is out of range is a usage
+    error."""
+    kind = kind or type(default)
 
     def value(text: str) -> int | float | str:
         try:
@@ -91,9 +92,11 @@ def add_flag(
             f"{utils.clean(text, 60) or repr(text)}: choose {setting.range}"
         )
 
-    shown = f"{default:g}" if kind is float else default
-    text = f"{setting.help}; {setting.range} ({shown})".replace("%", "%%")
-    group.add_argument(flag(name), type=value, metavar=METAVARS[kind], help=text)
+    shown = "" if default is None else f" ({default:g})" if kind is float else f" ({default})"
+    text = f"{setting.help}; {setting.range}{shown}".replace("%", "%%")
+    # A parser may leave out what was not given; otherwise it has the default.
+    missing = group.argument_default or default
+    group.add_argument(flag(name), type=value, metavar=METAVARS[kind], default=missing, help=text)
 
 
 def add_flags(group: argparse._ActionsContainer, record: Any) -> None:

@@ -11,9 +11,9 @@ import data
 import models
 import utils
 from training import checkpoint as checkpoints
-from training.flags import file, folder
+from training.flags import Setting, add_flag, file, folder
 
-AUTO = "auto: the sample if the weights come from it, else CIFAR-10"
+SOURCE = Setting("auto: the sample if the weights come from it, else CIFAR-10", data.SOURCES)
 
 
 def add_checkpoint(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
@@ -31,7 +31,7 @@ def add_checkpoint(parser: argparse.ArgumentParser, *, required: bool = False) -
 def add_data(parser: argparse.ArgumentParser) -> None:
     """The flags --data, --data-dir and --download-url."""
     add = parser.add_argument
-    add("--data", choices=data.SOURCES, default="auto", help=AUTO)
+    add_flag(parser, "data", SOURCE, "auto")
     add(
         "--data-dir",
         type=folder,
