@@ -10,14 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .mirror import (
-    MirrorBatchNorm2d,
-    TiedModule,
-    even_and_odd,
-    flipped,
-    repeated,
-    swapped,
+from .convolutions import (
+    DenseConv2d,
+    DepthwiseConv2d,
+    PointwiseConv2d,
+    TransposedConv2d,
+    UnshuffleConv2d,
+    merge_phases,
+    phases,
 )
+from .mirror import MirrorBatchNorm2d
 
 
 def batch_norm(channels: int, *, mirror: bool = False, zero: bool = False) -> nn.BatchNorm2d:
@@ -50,77 +52,6 @@ def global_average(x: Tensor, parts: int = 1, dtype: torch.dtype | None = None) 
         return averages if dtype is None else averages.to(dtype)
 
 
-def phases(x: Tensor, dilation: int) -> Tensor:
-    """(N, C, H, W) -> (N * dilation^2, C, H / dilation, W / dilation): the pixels of equal phase.
-
-    PixelUnshuffle with the phases in the batch instead of in the channels.
-    """
-    n, c, h, w = x.shape
-    d = dilation
-    x = x.permute(0, 2, 3, 1).reshape(n, h // d, d, w // d, d, c)
-    return x.permute(0, 2, 4, 1, 3, 5).reshape(n * d * d, h // d, w // d, c).permute(0, 3, 1, 2)
-
-
-def merge_phases(x: Tensor, dilation: int) -> Tensor:
-    """The inverse of `phases`."""
-    n, c, h, w = x.shape
-    d = dilation
-    x = x.permute(0, 2, 3, 1).reshape(n // (d * d), d, d, h, w, c)
-    return x.permute(0, 3, 1, 4, 2, 5).reshape(n // (d * d), h * d, w * d, c).permute(0, 3, 1, 2)
-
-
-class DepthwiseConv2d(TiedModule, nn.Conv2d):
-    """Depthwise 3x3 convolution, one filter a channel, that keeps height and width.
-
-    Its taps are `dilation` pixels apart (Yu & Koltun 2016, arXiv:1511.07122): nine weights a
-    channel see a square of 2 * dilation + 1 pixels.
-    """
-
-    def __init__(self, channels: int, dilation: int, *, mirror: bool = False) -> None:
-        super().__init__(
-            channels, channels, 3, padding=dilation, dilation=dilation, groups=channels, bias=False
-        )
-        if mirror:
-            self.tie("weight", self.weight[: channels // 2], flipped)
-
-    def forward(self, x: Tensor, step: int = 1) -> Tensor:
-        """`x` in `phases(..., step)`, where taps that are `dilation` apart are closer by `step`."""
-        spread = self.dilation[0] // step
-        return F.conv2d(x, self.tied("weight"), padding=spread, dilation=spread, groups=self.groups)
-
-
-class PointwiseConv2d(TiedModule, nn.Conv2d):
-    """1x1 convolution whose weight is a matrix (C', C), or with `mirror` the two (2, C' / 2, C / 2)
-    that make one: these are what Muon trains (training/optimizer.py)."""
-
-    def __init__(
-        self,
-        channels: int,
-        out_channels: int,
-        *,
-        groups: int = 1,
-        bias: bool = False,
-        mirror: bool = False,
-    ) -> None:
-        super().__init__(channels, out_channels, 1, groups=groups, bias=bias)
-        matrix = self.weight.detach().flatten(1)
-        self.weight = nn.Parameter(matrix)
-        if not mirror:
-            return
-        if groups == 1:
-            a, b = matrix[: out_channels // 2].chunk(2, dim=1)
-            self.tie("weight", torch.stack([a + b, a - b]), even_and_odd)
-        else:
-            self.tie("weight", matrix[: out_channels // 2], repeated)
-        if self.bias is not None:
-            self.tie("bias", self.bias[: out_channels // 2], repeated)
-
-    def forward(self, x: Tensor) -> Tensor:
-        kernel = self.tied("weight")[:, :, None, None]
-        bias = None if self.bias is None else self.tied("bias")
-        return F.conv2d(x, kernel, bias, groups=self.groups)
-
-
 class DepthwiseSeparableConv2d(nn.Module):
     """Depthwise 3x3, norm, pointwise 1x1 convolution (Howard et al. 2017, MobileNets,
     arXiv:1704.04861): 9 C + C C' weights instead of 9 C C'."""
@@ -136,31 +67,6 @@ class DepthwiseSeparableConv2d(nn.Module):
     def forward(self, x: Tensor, step: int = 1) -> Tensor:
         """As in DepthwiseConv2d."""
         return self.pwconv(self.norm(self.dwconv(x, step)))
-
-
-class DenseConv2d(TiedModule, nn.Conv2d):
-    """Ordinary 3x3 convolution that keeps height and width.
-
-    With `mirror`, `halves` says whether its input has halves, which an image has not.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        out_channels: int,
-        dilation: int = 1,
-        *,
-        mirror: bool = False,
-        halves: bool = True,
-    ) -> None:
-        super().__init__(channels, out_channels, 3, padding=dilation, dilation=dilation, bias=False)
-        if mirror:
-            self.tie("weight", self.weight[: out_channels // 2], swapped if halves else flipped)
-
-    def forward(self, x: Tensor, step: int = 1) -> Tensor:
-        """As in DepthwiseConv2d."""
-        spread = self.dilation[0] // step
-        return F.conv2d(x, self.tied("weight"), padding=spread, dilation=spread)
 
 
 class OrdinaryConv2d(nn.Module):
@@ -270,31 +176,6 @@ class Stage(nn.Sequential):
         return merge_phases(x, step) if step > 1 else x
 
 
-class UnshuffleConv2d(PointwiseConv2d):
-    """Pixel unshuffle and a pointwise convolution in one: a 2x2 convolution with stride 2, whose
-    weight is a matrix (C', 4 C / groups), or with `mirror` its first half, (C' / 2, 4 C / groups).
-
-    A CPU takes half the time, and CUDA has no kernel for nn.PixelUnshuffle in channels_last.
-    """
-
-    def __init__(
-        self, channels: int, out_channels: int, *, groups: int = 1, mirror: bool = False
-    ) -> None:
-        super().__init__(4 * channels, out_channels, groups=groups)
-        if mirror:
-            self.tie("weight", self.weight[: out_channels // 2], self._mirror)
-
-    def _square(self, matrix: Tensor) -> Tensor:
-        return matrix.unflatten(-1, (-1, 2, 2))
-
-    def _mirror(self, half: Tensor) -> Tensor:
-        tie = swapped if self.groups == 1 else flipped
-        return tie(self._square(half)).flatten(2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self._square(self.tied("weight")), stride=2, groups=self.groups)
-
-
 class UnshuffleDown(nn.Module):
     """Halve height and width and lose nothing: pixel unshuffle (the inverse of Shi et al. 2016,
     arXiv:1609.05158) turns each 2x2 square into four channels, a 1x1 convolution mixes them.
@@ -325,21 +206,6 @@ class MaxPoolDown(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.pwconv(F.max_pool2d(x, 2)))
-
-
-class TransposedConv2d(TiedModule, nn.ConvTranspose2d):
-    """2x2 transposed convolution in groups with stride 2; with `mirror` there are an even number of
-    groups, half of them in each half of the channels."""
-
-    def __init__(
-        self, channels: int, out_channels: int, *, groups: int, mirror: bool = False
-    ) -> None:
-        super().__init__(channels, out_channels, 2, stride=2, groups=groups, bias=False)
-        if mirror:
-            self.tie("weight", self.weight[: channels // 2], flipped)
-
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        return F.conv_transpose2d(x, self.tied("weight"), stride=2, groups=self.groups)
 
 
 class TransposedUp(nn.Module):

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from .blocks import (
-    DenseConv2d,
     DepthwiseSeparableConv2d,
     EfficientChannelAttention,
     Hourglass,
@@ -20,6 +19,7 @@ from .blocks import (
     batch_norm,
     global_average,
 )
+from .convolutions import DenseConv2d
 from .mirror import TiedTensors
 
 

@@ -33,12 +33,7 @@ def explanations(
     """
     images, maps = as_images(images), np.asarray(maps)
     gates = {name: np.asarray(values) for name, values in list(gates.items())[-2:]}
-    shortest = min((len(values) for values in gates.values()), default=len(images))
-    if not shortest >= len(images) == len(captions) == len(maps) > 0:
-        numbers = f"{len(images)} images, {len(captions)} captions, {len(maps)} maps"
-        raise ValueError(
-            f"{numbers} and gates of {shortest} do not fit: pass one of each per image"
-        )
+    _check(images, captions, maps, gates)
     count = min(len(images), MAX_EXPLANATIONS)
     with drawing():
         figure, rows = _rows(count, len(gates), title)
@@ -56,6 +51,16 @@ def explanations(
             handles, labels = rows[0][3].get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside lower right", ncols=3, frameon=False)
         save(figure, path)
+
+
+def _check(images: Any, captions: Sequence[str], maps: Any, gates: Mapping[str, Any]) -> None:
+    """ValueError where there is not one of each for every image."""
+    shortest = min((len(values) for values in gates.values()), default=len(images))
+    if not shortest >= len(images) == len(captions) == len(maps) > 0:
+        numbers = f"{len(images)} images, {len(captions)} captions, {len(maps)} maps"
+        raise ValueError(
+            f"{numbers} and gates of {shortest} do not fit: pass one of each per image"
+        )
 
 
 def _rows(count: int, gates: int, title: str) -> tuple[Figure, list[list[Axes]]]:

@@ -45,9 +45,7 @@ def validation(
     if not history:
         raise ValueError("the history has no epochs to draw: pass at least one row")
     trained = "training (augmented, label-smoothed loss)" if label_smoothed else "training"
-    scored = [f"scored in {precision}"] if precision else []
-    details = ", ".join(["averaged weights"] * averaged + scored)
-    evaluated = f"{eval_split or 'evaluated'} split" + (f" ({details})" if details else "")
+    evaluated = f"{eval_split or 'evaluated'} split{_details(averaged, precision)}"
     curves: list[tuple[str, str, dict[str, Any]]] = [
         ("train", trained, {"color": ORANGE, "linestyle": "--", "marker": "o"}),
         ("eval", evaluated, {"color": BLUE, "linestyle": "-", "marker": "s"}),
@@ -63,6 +61,13 @@ def validation(
         if handles:  # below the panels, where it covers no curve
             figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
         save(figure, path)
+
+
+def _details(averaged: bool, precision: str | None) -> str:
+    """How the split was scored, in brackets."""
+    scored = [f"scored in {precision}"] if precision else []
+    details = ", ".join(["averaged weights"] * averaged + scored)
+    return f" ({details})" if details else ""
 
 
 def _draw_curves(

@@ -137,39 +137,43 @@ def test_confusion_by_hand():
 # -------------------------------------------------------------------------------------- training
 
 
-def test_train_epoch_by_hand():
-    """Weights, moving average and metrics are those of a loop written out; the last batch of 20
-    images in eights has only 4, and counts for 4."""
-    smoothing, rate, momentum, decay = 0.1, 0.2, 0.9, 0.5
-    model = network()
-    optimizer = SGD(model.parameters(), lr=rate, momentum=momentum)
-    scheduler = LambdaLR(optimizer, lambda step: 1 / (step + 1))
-    ema = WeightAverage(model, decay)
-
-    by_hand = network().train()
-    average = {name: tensor.clone() for name, tensor in by_hand.state_dict().items()}
-    velocity = [torch.zeros_like(p) for p in by_hand.parameters()]
-    loss_sum, correct, losses = 0.0, 0, []
+def epoch_by_hand(model, smoothing, rate, momentum, decay):
+    """SGD with momentum and a rate of rate / step, written out: the losses of the batches, the
+    number of correct images, and the average of the weights. `model` is trained."""
+    average = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    velocity = [torch.zeros_like(p) for p in model.parameters()]
+    correct, losses = 0, []
     for step, (images, labels) in enumerate(batches(20, 8)):
-        logits = by_hand(images)
-        log_p = logits.log_softmax(1)
+        logits = model(images)
         target = F.one_hot(labels, 10) * (1 - smoothing) + smoothing / 10
-        loss = -(target * log_p).sum(1).mean()
-        gradients = torch.autograd.grad(loss, list(by_hand.parameters()))
+        loss = -(target * logits.log_softmax(1)).sum(1).mean()
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
         with torch.no_grad():
-            for p, v, g in zip(by_hand.parameters(), velocity, gradients, strict=True):
+            for p, v, g in zip(model.parameters(), velocity, gradients, strict=True):
                 v.mul_(momentum).add_(g)
                 p.sub_(rate / (step + 1) * v)
         kept = min(decay, (1 + step) / (10 + step))
-        for name, tensor in by_hand.state_dict().items():
+        for name, tensor in model.state_dict().items():
             if tensor.is_floating_point():
                 average[name] = kept * average[name] + (1 - kept) * tensor
             else:
                 average[name] = tensor.clone()
         losses.append(loss.item())
-        loss_sum += loss.item() * len(labels)
         correct += int((logits.argmax(1) == labels).sum())
+    return losses, correct, average
 
+
+def test_train_epoch_by_hand():
+    """Weights, moving average and metrics are those of a loop written out; the last batch of 20
+    images in eights has only 4, and counts for 4."""
+    smoothing, rate, momentum, decay = 0.1, 0.2, 0.9, 0.5
+    by_hand = network().train()
+    losses, correct, average = epoch_by_hand(by_hand, smoothing, rate, momentum, decay)
+
+    model = network()
+    optimizer = SGD(model.parameters(), lr=rate, momentum=momentum)
+    scheduler = LambdaLR(optimizer, lambda step: 1 / (step + 1))
+    ema = WeightAverage(model, decay)
     seen = []
     metrics = train_epoch(
         model,
@@ -180,6 +184,7 @@ def test_train_epoch_by_hand():
         label_smoothing=smoothing,
         after_step=lambda loss: seen.append(loss.item()),
     )
+    loss_sum = sum(loss * count for loss, count in zip(losses, (8, 8, 4), strict=True))
     assert metrics.loss == pytest.approx(loss_sum / 20, rel=1e-5)
     assert (metrics.correct, metrics.total) == (correct, 20)
     assert seen == pytest.approx(losses, rel=1e-5)

@@ -15,7 +15,7 @@ import torch
 import data
 import export
 import models
-from models.blocks import DepthwiseConv2d
+from models.convolutions import DepthwiseConv2d
 from training import onnx_files
 
 ROOT = Path(__file__).resolve().parent.parent

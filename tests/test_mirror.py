@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import models
-from models import blocks, mirror
+from models import blocks, convolutions, mirror
 
 C = 16  # channels
 
@@ -30,11 +30,11 @@ def exercise(module):
 
 LAYERS = {
     "norm": lambda: blocks.batch_norm(C, mirror=True),
-    "depthwise": lambda: blocks.DepthwiseConv2d(C, 1, mirror=True),
-    "dilated": lambda: blocks.DepthwiseConv2d(C, 2, mirror=True),
-    "pointwise": lambda: blocks.PointwiseConv2d(C, 24, bias=True, mirror=True),
-    "grouped": lambda: blocks.PointwiseConv2d(C, 24, groups=4, mirror=True),
-    "dense": lambda: blocks.DenseConv2d(C, 24, mirror=True),
+    "depthwise": lambda: convolutions.DepthwiseConv2d(C, 1, mirror=True),
+    "dilated": lambda: convolutions.DepthwiseConv2d(C, 2, mirror=True),
+    "pointwise": lambda: convolutions.PointwiseConv2d(C, 24, bias=True, mirror=True),
+    "grouped": lambda: convolutions.PointwiseConv2d(C, 24, groups=4, mirror=True),
+    "dense": lambda: convolutions.DenseConv2d(C, 24, mirror=True),
     "unshuffle": lambda: blocks.UnshuffleDown(C, 24, mirror=True),
     "unshuffle in groups": lambda: blocks.UnshuffleDown(C, 24, groups=4, mirror=True),
     "max pool": lambda: blocks.MaxPoolDown(C, 24, mirror=True),
@@ -57,7 +57,7 @@ def test_a_layer_commutes_with_the_mirror(name):
 
 def test_the_first_layer_turns_the_mirror_into_an_exchange_of_halves():
     torch.manual_seed(0)
-    stem = blocks.DenseConv2d(3, C, mirror=True, halves=False)
+    stem = convolutions.DenseConv2d(3, C, mirror=True, halves=False)
     x = torch.randn(2, 3, 8, 6)
     torch.testing.assert_close(stem(x.flip(3)), mirrored(stem(x)))
 

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
-from models.blocks import PointwiseConv2d
+from models.convolutions import PointwiseConv2d
 from training import optimizer as optimizers
 from training.recipe import OPTIMIZERS, Recipe, RecipeError
 

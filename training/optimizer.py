@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from models.blocks import PointwiseConv2d
+from models.convolutions import PointwiseConv2d
 from training.ema import WeightAverage
 from training.muon import Muon
 from training.recipe import Recipe, RecipeError
