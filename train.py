@@ -26,7 +26,7 @@ from training import devices, distributed, report, tensorboard
 from training.compilation import compile_network
 from training.epochs import Saver, train
 from training.figures import Watch, draw, draw_augmentation, is_over
-from training.flags import add_flags, compact, folder
+from training.flags import add_flags, compact, file, folder
 from training.interruption import Interrupted
 from training.recipe import RECIPES, RecipeError
 from training.run import Run, build_loaders, build_run, resume, seed_dropout
@@ -63,6 +63,8 @@ def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
     resumed = "go on with the run in this folder or checkpoint; auto: the newest in --output or,"
     resumed += " without it, in runs; a new run where there is none"
     add("--resume", type=folder, metavar="PATH", help=resumed)
+    taught = "learn from these weights; from several: the mean of their probabilities"
+    add("--teacher", nargs="+", type=file, metavar="F", help=taught)
     events = "write OUTPUT/tensorboard (pip install tensorboard)"
     add("--tensorboard", action="store_true", help=events)
     model = Options.model

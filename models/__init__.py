@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from .baseline import Baseline, BaselineConfig
+from .teacher import Teacher, TeacherConfig
 from .under100k import Under25kConfig, Under50kConfig, Under100k, Under100kConfig
 
 __all__ = ["RELEASED_WEIGHTS", "ModelError", "build", "config_dict", "names"]
@@ -23,6 +24,7 @@ _NETWORKS = {
     "under50k": (Under100k, Under50kConfig),
     "under25k": (Under100k, Under25kConfig),
     "baseline": (Baseline, BaselineConfig),
+    "teacher": (Teacher, TeacherConfig),
 }
 
 

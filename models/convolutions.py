@@ -108,29 +108,39 @@ class DenseConv2d(TiedModule, nn.Conv2d):
         return F.conv2d(x, self.tied("weight"), padding=spread, dilation=spread)
 
 
-class UnshuffleConv2d(PointwiseConv2d):
-    """Pixel unshuffle and a pointwise convolution in one: a 2x2 convolution with stride 2, whose
-    weight is a matrix (C', 4 C / groups), or with `mirror` its first half, (C' / 2, 4 C / groups).
+class PatchConv2d(PointwiseConv2d):
+    """3x3 convolution that keeps height and width, as a pointwise one of patches: its weight is a
+    matrix (C', 9 C / groups), or with `mirror` its first half, (C' / 2, 9 C / groups)."""
 
-    A CPU takes half the time, and CUDA has no kernel for nn.PixelUnshuffle in channels_last.
-    """
+    side, apart, border = 3, 1, 1  # of the patches, in pixels: kernel size, stride and padding
 
     def __init__(
         self, channels: int, out_channels: int, *, groups: int = 1, mirror: bool = False
     ) -> None:
-        super().__init__(4 * channels, out_channels, groups=groups)
+        super().__init__(self.side**2 * channels, out_channels, groups=groups)
         if mirror:
             self.tie("weight", self.weight[: out_channels // 2], self._mirror)
 
     def _square(self, matrix: Tensor) -> Tensor:
-        return matrix.unflatten(-1, (-1, 2, 2))
+        return matrix.unflatten(-1, (-1, self.side, self.side))
 
     def _mirror(self, half: Tensor) -> Tensor:
         tie = swapped if self.groups == 1 else flipped
         return tie(self._square(half)).flatten(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self._square(self.tied("weight")), stride=2, groups=self.groups)
+        kernel = self._square(self.tied("weight"))
+        return F.conv2d(x, kernel, stride=self.apart, padding=self.border, groups=self.groups)
+
+
+class UnshuffleConv2d(PatchConv2d):
+    """Pixel unshuffle and a pointwise convolution in one: a 2x2 convolution with stride 2, whose
+    weight is a matrix (C', 4 C / groups), or with `mirror` its first half.
+
+    A CPU takes half the time, and CUDA has no kernel for nn.PixelUnshuffle in channels_last.
+    """
+
+    side, apart, border = 2, 2, 0
 
 
 class TransposedConv2d(TiedModule, nn.ConvTranspose2d):

@@ -27,7 +27,7 @@ def validation(
     *,
     title: str,
     eval_split: str | None = None,
-    label_smoothed: bool = False,
+    loss: str | None = None,
     averaged: bool = False,
     precision: str | None = None,
 ) -> None:
@@ -37,14 +37,14 @@ def validation(
         eval_accuracy. Accuracies are fractions, losses nats per image; a value of None, as in an
         epoch that was not evaluated, is left out.
     eval_split: the name of the evaluated split, for the legend.
-    label_smoothed: say that the training loss is of augmented images and smoothed labels, and so
-        lies above the evaluated loss by construction.
+    loss: what the training loss is, of augmented images, where it is not the cross-entropy that
+        the split is evaluated by: "label-smoothed loss" lies above it by construction.
     averaged: say that the evaluated network has the moving average of the weights.
     precision: say that the split was evaluated in it.
     """
     if not history:
         raise ValueError("the history has no epochs to draw: pass at least one row")
-    trained = "training (augmented, label-smoothed loss)" if label_smoothed else "training"
+    trained = f"training (augmented, {loss})" if loss else "training"
     evaluated = f"{eval_split or 'evaluated'} split{_details(averaged, precision)}"
     curves: list[tuple[str, str, dict[str, Any]]] = [
         ("train", trained, {"color": ORANGE, "linestyle": "--", "marker": "o"}),

@@ -23,6 +23,7 @@ import utils
 from training import checkpoint as checkpoints
 from training import devices, distributed, engine, epochs, report
 from training.interruption import Interruption
+from training.loss import Loss
 from training.optimizer import build_ema, build_optimizer
 from training.recipe import Recipe
 from training.run import Run
@@ -102,12 +103,12 @@ def trained(*, norm, epochs):
             engine.train_epoch(
                 model,
                 shown,
+                Loss(label_smoothing=0.1),
                 optimizer,
                 scheduler,
                 ema,
                 torch.amp.GradScaler("cpu", enabled=False),
                 engine.RunningMetrics(CPU, distributed.total),
-                label_smoothing=0.1,
                 precision=torch.float32,
                 weights=shown.weights(),
             )
@@ -120,7 +121,7 @@ def evaluated():
     """A split that the batches do not divide, and whose last batch is too short for all."""
     shown = loader(distributed.rank(), distributed.world_size(), shuffle=False)
     settings = Settings("", {}, RECIPE, "sample", "val", "fp32", 0)
-    run = Run(settings, network(norm=True), None, None, None, None, CPU, None)
+    run = Run(settings, network(norm=True), None, None, None, None, None, CPU, None)
     evaluation = epochs.evaluate(run, shown, Interruption(agree=distributed.highest))
     return {"logits": evaluation.logits, "labels": evaluation.labels}
 

@@ -16,6 +16,7 @@ import data
 import models
 from training import engine
 from training.ema import WeightAverage
+from training.loss import Loss
 from training.optimizer import build_optimizer
 from training.recipe import Recipe
 from training.schedule import build_scheduler
@@ -50,9 +51,10 @@ def train_epoch(model, batches, **changes):
     scheduler = changes.pop("scheduler", None) or LambdaLR(optimizer, lambda step: 1.0)
     ema = changes.pop("ema", None)
     metrics = changes.pop("metrics", None) or engine.RunningMetrics(CPU)
-    arguments = {"label_smoothing": 0.0, "precision": torch.float32, **changes}
+    loss_of = changes.pop("loss_of", Loss())
+    arguments = {"precision": torch.float32, **changes}
     return engine.train_epoch(
-        model, batches, optimizer, scheduler, ema, NO_SCALING, metrics, **arguments
+        model, batches, loss_of, optimizer, scheduler, ema, NO_SCALING, metrics, **arguments
     )
 
 
@@ -181,7 +183,7 @@ def test_train_epoch_by_hand():
         optimizer=optimizer,
         scheduler=scheduler,
         ema=ema,
-        label_smoothing=smoothing,
+        loss_of=Loss(smoothing),
         after_step=lambda loss: seen.append(loss.item()),
     )
     loss_sum = sum(loss * count for loss, count in zip(losses, (8, 8, 4), strict=True))

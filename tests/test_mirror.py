@@ -76,8 +76,8 @@ def test_an_image_and_its_mirror_image_have_the_same_logits(switch):
     assert logits.std(0).mean() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["under50k", "under25k"])
-def test_the_smaller_networks_know_mirrors_too(name):
+@pytest.mark.parametrize("name", ["under50k", "under25k", "teacher"])
+def test_the_other_networks_know_mirrors_too(name):
     torch.manual_seed(0)
     network = exercise(models.build(name))
     x = torch.randn(3, 3, 32, 32, dtype=torch.float64)

@@ -18,6 +18,7 @@ PARAMETERS = {
     "under50k": 48_102,
     "under25k": 23_062,
     "baseline": 112_966,
+    "teacher": 1_560_618,
 }
 
 # What each switch of the default network's config leaves out, as a question to a module.

@@ -113,7 +113,7 @@ DRAW = {
         path,
         title=TITLE,
         eval_split="val",
-        label_smoothed=True,
+        loss="label-smoothed loss",
         averaged=True,
         precision="bf16",
     ),
@@ -233,7 +233,9 @@ def test_a_complete_png_with_readable_text(name, tmp_path, figures):
 def test_validation_draws_both_splits_in_percent_and_nats(tmp_path, figures):
     rows = history(60)
     rows[-1].update(eval_accuracy=0.9148, eval_loss=0.2625)
-    plots.validation(rows, tmp_path / "figure.png", title="", eval_split="val", label_smoothed=True)
+    plots.validation(
+        rows, tmp_path / "figure.png", title="", eval_split="val", loss="distillation loss"
+    )
     accuracy, loss = figures[0].axes
     assert (accuracy.get_ylabel(), loss.get_ylabel()) == ("accuracy (%)", "loss (nats per image)")
     for axes, key, scale in ((accuracy, "accuracy", 100), (loss, "loss", 1)):
@@ -246,7 +248,7 @@ def test_validation_draws_both_splits_in_percent_and_nats(tmp_path, figures):
         assert train.get_linestyle() != evaluated.get_linestyle()
         assert train.get_marker() != evaluated.get_marker()
     assert [text.get_text() for text in accuracy.texts] == ["91.48 %"]
-    assert "training (augmented, label-smoothed loss)" in words(figures[0])
+    assert "training (augmented, distillation loss)" in words(figures[0])
     assert "val split" in words(figures[0]) and "averaged" not in words(figures[0])
 
 

@@ -58,6 +58,8 @@ def test_baseline_recipe_is_the_notebooks():
         "flip": ["sideways"],
         "cutout": [-1, 33],
         "mixup": [-0.1, 0.51, float("nan")],
+        "distillation": [-0.1, 1.01, float("nan")],
+        "temperature": [0.0, -1.0, float("nan")],
     }.items(),
 )
 def test_values_out_of_range_are_refused_by_name(field, values):

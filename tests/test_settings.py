@@ -53,6 +53,14 @@ def test_a_resumed_run_keeps_its_recipe(flags):
         settings_of(checkpoint_of(settings), {**SAMPLE, **flags}, Path("last.safetensors"))
 
 
+def test_a_run_from_before_there_were_teachers_goes_on():
+    settings = new_settings(SAMPLE, CPU)
+    checkpoint = checkpoint_of(settings)
+    kept = checkpoint["training"]["settings"]
+    del kept["teachers"], kept["recipe"]["distillation"], kept["recipe"]["temperature"]
+    assert settings_of(checkpoint, SAMPLE, Path("last.safetensors")) == settings
+
+
 def test_a_run_is_resumed_by_its_folder_too(tmp_path):
     (tmp_path / "last.safetensors").touch()
     for path in (tmp_path, tmp_path / "last.safetensors"):

@@ -1,7 +1,6 @@
 """torch.compile for a training, done before its clock runs."""
 
 import torch
-import torch.nn.functional as F
 
 import data
 import utils
@@ -45,8 +44,8 @@ def pass_through(run: Run, images: int, dtype: torch.dtype) -> None:
     batch = torch.zeros(images, 3, 32, 32, dtype=dtype, device=run.device)
     labels = torch.zeros(images, dtype=torch.int64, device=run.device)
     run.model.train()
+    batch = batch.contiguous(memory_format=torch.channels_last)
     with autocast(run.device, run.precision):
-        logits = run.model(batch.contiguous(memory_format=torch.channels_last))
-        loss = F.cross_entropy(logits, labels) if images else logits.sum()
+        loss = run.loss(batch, run.model(batch), labels)
     loss.backward()
     run.optimizer.zero_grad(set_to_none=True)

@@ -1,5 +1,6 @@
 """Train a network for one epoch, evaluate it on one split. Nothing else."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import repeat
@@ -15,6 +16,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from training.ema import WeightAverage
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+# Of a batch's images, logits and labels, which may be none: a scalar (see training/loss.py).
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -115,21 +118,18 @@ def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
 def train_epoch(
     model: nn.Module,
     batches: Batches,
+    loss_of: Loss,
     optimizer: Optimizer,
     scheduler: LRScheduler,
     ema: WeightAverage | None,
     scaler: GradScaler,
     metrics: RunningMetrics,
     *,
-    label_smoothing: float,
     precision: torch.dtype,
     weights: Iterable[float] = repeat(1.0),
     after_step: Callable[[Tensor], None] = lambda loss: None,
 ) -> Metrics:
-    """Take one optimisation step a batch and return the training metrics of the epoch.
-
-    The metrics are those of each batch at the time it was trained on: with augmentation, label
-    smoothing and weights that still move.
+    """Take a step a batch; returns the metrics of the epoch, of each batch as it was trained on.
 
     Args:
         batches: images (N, 3, H, W) and their labels, (N,) or the share of each class (N, K).
@@ -143,9 +143,7 @@ def train_epoch(
         optimizer.zero_grad(set_to_none=True)
         with autocast(images.device, precision):
             logits = model(images)
-            loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        if len(labels) == 0:
-            loss = logits.sum()  # 0, where a mean over nothing is not a number
+            loss = loss_of(images, logits, labels)
         scaler.scale(loss if weight == 1 else weight * loss).backward()
         scaler.step(optimizer)
         scaler.update()
@@ -154,9 +152,14 @@ def train_epoch(
             ema.update()
         metrics.update(loss, logits, labels)
         after_step(loss.detach())
-        # With them goes their graph. Beside the next batch's it would take 0.1 GB on a CPU.
-        del logits, loss
+        del logits, loss  # with their graph, which beside the next would take 0.1 GB on a CPU
     return metrics.compute()
+
+
+def averaged(logits: Tensor) -> Tensor:
+    """Logits (M, N, K) of M answers to the same images -> (N, K): the logarithms of the mean of
+    their probabilities, in float32."""
+    return logits.float().log_softmax(2).logsumexp(0) - math.log(len(logits))
 
 
 @torch.inference_mode()
@@ -175,8 +178,7 @@ def evaluate(
         with autocast(images.device, precision):
             outputs = model(images).float()
             if mirror:
-                both = torch.stack([outputs, model(images.flip(3)).float()])
-                outputs = both.log_softmax(2).logsumexp(0) - torch.tensor(2.0).log()
+                outputs = averaged(torch.stack([outputs, model(images.flip(3)).float()]))
         logits.append(outputs)
         labels.append(batch_labels)
     return Evaluation(torch.cat(logits).cpu(), torch.cat(labels).cpu())

@@ -94,12 +94,12 @@ def take_steps(
     return engine.train_epoch(
         run.model,
         batches,
+        run.loss,
         run.optimizer,
         run.scheduler,
         run.ema,
         run.scaler,
         metrics,
-        label_smoothing=run.settings.recipe.label_smoothing,
         precision=run.precision,
         weights=weights,
         after_step=after_step,

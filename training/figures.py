@@ -56,12 +56,13 @@ def draw_augmentation(settings: Settings, loader: data.Loader, output: Path) -> 
 def draw_curves(run: Run, output: Path) -> None:
     """Accuracy and loss, epoch by epoch so far."""
     settings = run.settings
+    smoothed = "label-smoothed loss" if settings.recipe.label_smoothing else None
     plots.validation(
         run.history,
         output / CURVES,
         title=settings.title,
         eval_split=settings.eval_split,
-        label_smoothed=settings.recipe.label_smoothing > 0,
+        loss="distillation loss" if settings.teachers else smoothed,
         averaged=run.ema is not None,
         precision=settings.precision,
     )

@@ -52,6 +52,8 @@ class Recipe:
         "side of the blanked square, pixels, 0 for none", default=0, at_most=data.MAX_CUTOUT
     )
     mixup: float = setting("largest share of another image", default=0.0, at_most=data.MAX_MIXUP)
+    distillation: float = setting("share of --teacher in the loss", default=0.9, at_most=1)
+    temperature: float = setting("at which --teacher is imitated", default=2.0, above=0)
 
     def __post_init__(self) -> None:
         check(self, RecipeError)
@@ -90,6 +92,9 @@ RECIPES = {
     ),
 }
 RECIPES |= dict.fromkeys(("under50k", "under25k"), replace(RECIPES["under100k"], epochs=100))
+# Smoothed labels would take from a teacher what it knows of how alike two classes are (Mueller et
+# al. 2019, arXiv:1906.02629).
+RECIPES["teacher"] = replace(RECIPES["under100k"], epochs=40, label_smoothing=0.0, mixup=0.2)
 
 # The recipe by name: "default" is the network's own. "short" is it with what a budget of a few
 # epochs asks for: a shorter average of the weights, and no more augmentation than it can use.

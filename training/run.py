@@ -17,10 +17,12 @@ import utils
 from training import devices, distributed, engine
 from training.content import check_like
 from training.ema import WeightAverage
+from training.loss import Loss
 from training.optimizer import build_ema, build_optimizer
 from training.recipe import Recipe
 from training.schedule import begin_epoch, build_scheduler, set_momentum
 from training.settings import Settings
+from training.teacher import load_teacher
 
 EVALUATION_BATCH = 500  # images, of each process
 
@@ -35,6 +37,7 @@ class Run:
     scheduler: LambdaLR
     ema: WeightAverage | None
     scaler: GradScaler
+    loss: Loss
     device: torch.device
     metrics: engine.RunningMetrics  # of the epoch under way, as are the next two
     batch: int = 0  # steps taken
@@ -228,18 +231,21 @@ def build_loaders(
 
 def build_run(settings: Settings, device: torch.device, steps_per_epoch: int) -> Run:
     """A fresh run, with a fresh network on `device`."""
+    recipe = settings.recipe
     model = models.build(settings.model, **settings.config)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     model = distributed.wrap(model, device)
-    optimizer = build_optimizer(model, settings.recipe)
+    optimizer = build_optimizer(model, recipe)
     scaled = settings.precision == "fp16"
+    teacher = load_teacher(settings.teachers, device)
     return Run(
         settings=settings,
         model=model,
         optimizer=optimizer,
-        scheduler=build_scheduler(optimizer, settings.recipe, steps_per_epoch),
-        ema=build_ema(utils.unwrap(model), settings.recipe),
+        scheduler=build_scheduler(optimizer, recipe, steps_per_epoch),
+        ema=build_ema(utils.unwrap(model), recipe),
         scaler=GradScaler(device.type, enabled=scaled),
+        loss=Loss(recipe.label_smoothing, teacher, recipe.distillation, recipe.temperature),
         device=device,
         metrics=engine.RunningMetrics(device, distributed.total),
     )

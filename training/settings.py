@@ -18,6 +18,7 @@ from training import devices, distributed, run_folder
 from training.flags import flag, setting
 from training.optimizer import build_optimizer
 from training.recipe import NAMES, Recipe, named_recipe
+from training.teacher import TeacherFile, find_teachers
 
 RUNS = Path(__file__).resolve().parents[1] / "runs"  # where new runs have their folders
 AUTO = Path("auto")
@@ -29,7 +30,7 @@ EVAL_SPLITS = ("test", "val", "none")
 class Options:
     """What a run is told besides the settings of its recipe and its files; see Recipe."""
 
-    model: str = setting("what is trained", default=models.names()[0], choices=models.names())
+    model: str = setting("network", default=models.names()[0], choices=models.names())
     recipe: str = setting("short: 16 epochs, less augmentation", default=NAMES[0], choices=NAMES)
     data: str = setting("auto falls back on the sample", default="auto", choices=data.SOURCES)
     eval_split: str = setting(
@@ -53,6 +54,7 @@ class Settings:
     eval_split: str
     precision: str
     seed: int
+    teachers: tuple[TeacherFile, ...] = ()
 
     @property
     def train_split(self) -> str:
@@ -90,6 +92,7 @@ def new_settings(given: dict[str, Any], device: torch.device) -> Settings:
     # Before anything is looked for, these refuse what the network or the device cannot do.
     build_optimizer(models.build(options.model), recipe)
     precision = devices.pick_precision(options.precision, device)
+    teachers = find_teachers(given.get("teacher", ()), options.eval_split)
     need = required_splits(options.eval_split)
     directory = given.get("data_dir", data.DEFAULT_DIRECTORY)
     found = data.find(options.data, directory, need=need, download_url=given.get("download_url"))
@@ -101,6 +104,7 @@ def new_settings(given: dict[str, Any], device: torch.device) -> Settings:
         eval_split=options.eval_split,
         precision=devices.precision_name(precision),
         seed=options.seed,
+        teachers=teachers,
     )
 
 
@@ -113,18 +117,41 @@ def settings_of(checkpoint: dict[str, Any], given: dict[str, Any], path: Path) -
     if not isinstance(checkpoint["training"], dict):
         raise utils.RunError(f"{path} is damaged: its settings make no sense")
     try:
-        fields = dict(checkpoint["training"]["settings"])
-        recipe = dict(fields.pop("recipe"))
-        recipe["milestones"] = tuple(
-            (float(a), float(b), float(c)) for a, b, c in recipe["milestones"]
-        )
-        settings = Settings(recipe=Recipe(**recipe), **fields)
+        settings = restored(dict(checkpoint["training"]["settings"]))
         if (settings.model, settings.config) != (checkpoint["model"], checkpoint["config"]):
             raise ValueError("the weights are those of another network")
-        check_types(settings)
-        check_types(settings.recipe)
     except (LookupError, RuntimeError, TypeError, ValueError) as error:
         raise utils.RunError(f"{path} is damaged: its settings make no sense") from error
+    refuse_changes(settings, given)
+    if "teacher" not in given:
+        return settings
+    teachers = find_teachers(given["teacher"], settings.eval_split)
+    if [file.sha256 for file in teachers] != [file.sha256 for file in settings.teachers]:
+        began = ", ".join(file.path for file in settings.teachers) or "no teacher"
+        raise utils.RunError(
+            f"--teacher cannot change with --resume, but for its folder: the run began with {began}"
+        )
+    return replace(settings, teachers=teachers)
+
+
+def restored(fields: dict[str, Any]) -> Settings:
+    """The settings of which `fields` is what a checkpoint keeps.
+
+    Raises:
+        LookupError, TypeError, ValueError: a field is missing, or makes no sense.
+    """
+    recipe = dict(fields.pop("recipe"))
+    milestones = [(float(a), float(b), float(c)) for a, b, c in recipe["milestones"]]
+    recipe["milestones"] = tuple(milestones)
+    teachers = tuple(TeacherFile(**file) for file in fields.pop("teachers", ()))
+    settings = Settings(recipe=Recipe(**recipe), teachers=teachers, **fields)
+    for record in (settings, settings.recipe, *teachers):
+        check_types(record)
+    return settings
+
+
+def refuse_changes(settings: Settings, given: dict[str, Any]) -> None:
+    """RunError where a flag says something else than the settings of the run."""
     settled = {**asdict(settings), **asdict(settings.recipe), "data": settings.source}
     if "recipe" in given:  # a name for many settings, of which other flags may have changed some
         named = asdict(named_recipe(settings.model, given["recipe"]))
@@ -135,7 +162,6 @@ def settings_of(checkpoint: dict[str, Any], given: dict[str, Any], path: Path) -
     if different:
         flags = ", ".join(map(flag, different))
         raise utils.RunError(f"{flags} cannot change with --resume: start a new run instead")
-    return settings
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,220 @@
+"""Distillation: the loss, the teachers, and that a run goes on with those that it began with."""
+
+import functools
+import hashlib
+import json
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import data
+import models
+from benchmarks.common import first
+from stress.fuzz import digest, interrupted_after
+from training import checkpoint as checkpoints
+from training import engine, figures, report, run_folder
+from training.loss import Loss
+from training.teacher import TeacherFile, find_teachers, load_teacher
+
+CPU = torch.device("cpu")
+FLAGS = "--model baseline --data sample --device cpu --batch-size 16 --epochs 2 --mixup 0.3".split()
+GENERATOR = torch.Generator()
+
+
+def random(*shape, seed=0):
+    return torch.randn(shape, generator=GENERATOR.manual_seed(seed))
+
+
+def save(path, seed, **changes):
+    """A checkpoint of the baseline, whose dropout is at work in training, and fresh weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = models.build("baseline").eval()
+    content = {
+        "model": "baseline",
+        "config": {},
+        "state_dict": network.state_dict(),
+        "normalization": {"mean": list(data.MEAN), "std": list(data.STD)},
+        "classes": list(data.CLASSES),
+        "data": {"source": "sample", "train_split": "train", "eval_split": "val"},
+        "epoch": 0,
+        "history": [],
+        **changes,
+    }
+    checkpoints.save_checkpoint(path, content)
+    return network
+
+
+@pytest.fixture
+def teachers(tmp_path):
+    """Two files with weights."""
+    paths = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
+    for seed, path in enumerate(paths):
+        save(path, seed)
+    return paths
+
+
+@pytest.fixture
+def train(monkeypatch, program):
+    """train.py on 40 images of the sample, without figures."""
+    load = data.load
+    monkeypatch.setattr(data, "load", lambda *arguments: first(load(*arguments), 40))
+    for name in ("draw", "draw_augmentation", "draw_curves"):
+        monkeypatch.setattr(figures, name, lambda *arguments: None)
+    monkeypatch.setattr(report, "summary", lambda *arguments: "")
+    return functools.partial(program, "train.py")
+
+
+def last(folder):
+    return checkpoints.load_checkpoint(folder / run_folder.LAST)
+
+
+# ---------------------------------------------------------------------------------------- the loss
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_loss_is_the_formula(mixed):
+    images, logits, answers = random(4, 3, 8, 8), random(4, 10, seed=1), random(4, 10, seed=2)
+    labels = torch.tensor([3, 0, 9, 3])
+    shares = F.one_hot(labels, 10).float().lerp(torch.full((4, 10), 0.1), 0.2 if mixed else 0.0)
+
+    def teacher(seen):
+        assert seen is images  # the very ones
+        return answers
+
+    loss = Loss(label_smoothing=0.1, teacher=teacher, share=0.7, temperature=3.0)
+    value = loss(images, logits, shares if mixed else labels)
+    expected = 0.0
+    for z, t, y in zip(logits.double(), answers.double(), shares.double(), strict=True):
+        y = 0.9 * y + 0.1 / 10
+        entropy = -(y * (z.exp() / z.exp().sum()).log()).sum()
+        q, p = (torch.exp(x / 3) / torch.exp(x / 3).sum() for x in (z, t))
+        expected += 0.3 * entropy + 0.7 * 9 * (p * (p / q).log()).sum()
+    assert value.item() == pytest.approx(expected.item() / 4, rel=1e-5)
+
+
+def test_without_a_teacher_the_loss_is_cross_entropy_bit_for_bit():
+    images, logits, labels = random(6, 3, 8, 8), random(6, 10), torch.arange(6)
+    value = Loss(0.1, None, share=0.5, temperature=7.0)(images, logits, labels)
+    assert torch.equal(value, F.cross_entropy(logits, labels, label_smoothing=0.1))
+
+
+def test_a_process_without_an_image_asks_no_teacher():
+    loss = Loss(teacher=lambda images: pytest.fail("asked"))
+    logits = random(0, 10).requires_grad_()
+    value = loss(random(0, 3, 8, 8), logits, torch.empty(0, dtype=torch.int64))
+    value.backward()
+    assert value == 0 and logits.grad.shape == (0, 10)
+
+
+# ------------------------------------------------------------------------------------ the teachers
+
+
+def test_several_teachers_answer_with_the_mean_of_their_probabilities(tmp_path):
+    paths = [tmp_path / "a", tmp_path / "b"]
+    networks = [save(path, seed) for seed, path in enumerate(paths)]
+    images = random(5, 3, 32, 32)
+    with torch.no_grad():
+        each = [network(images).softmax(1) for network in networks]
+    for count in (1, 2):
+        teacher = load_teacher(find_teachers(paths[:count], "val"), CPU)
+        answer = teacher(images)
+        torch.testing.assert_close(answer.softmax(1), sum(each[:count]) / count)
+        assert not answer.requires_grad
+        assert torch.equal(answer, teacher(images))  # no dropout, no statistics that move
+    assert load_teacher((), CPU) is None
+
+
+def test_a_teacher_that_knows_mirrors_answers_as_its_network(network, weights):
+    teacher = load_teacher(find_teachers([weights], "val"), CPU)
+    images = random(3, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(images), network(images).log_softmax(1))
+        mixed = engine.autocast(CPU, torch.bfloat16)
+        with mixed:
+            assert teacher(images).dtype == torch.float32
+
+
+def test_what_cannot_teach_is_refused(refused, tmp_path, teachers):
+    (tmp_path / "text").write_text("no checkpoint")
+    save(tmp_path / "classes", 0, classes=list("abcdefghij"))
+    save(tmp_path / "pixels", 0, normalization={"mean": [0.5] * 3, "std": [0.5] * 3})
+    said = {"missing": "no checkpoint at", "text": "is damaged", "classes": "other classes"}
+    for name, words in {**said, "pixels": "other normalization"}.items():
+        flags = [*FLAGS, "--output", tmp_path / "run", "--teacher", teachers[0], tmp_path / name]
+        line = refused("train.py", *flags)
+        assert "--teacher" in line and words in line and str(tmp_path / name) in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_that_knows_the_images_to_score_on_is_said_to(tmp_path, capsys):
+    both = {"source": "cifar10", "train_split": "train+val", "eval_split": "test"}
+    save(tmp_path / "both", 0, data=both)
+    find_teachers([tmp_path / "both"], "val")
+    assert "both was trained on val: scores on it will flatter" in capsys.readouterr().err
+    find_teachers([tmp_path / "both"], "test")
+    assert not capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------------------------- the run
+
+
+def test_a_teacher_is_kept_by_its_digest_and_resumed_exactly(train, tmp_path, teachers):
+    flags = [*FLAGS, "--teacher", *teachers]
+    status, out, err = train(*flags, "--output", tmp_path / "a")
+    assert (status, err) == (0, "")
+    assert f"\nTeacher  {teachers[0]}, {teachers[1]}\n" in out
+    kept = [
+        {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for path in teachers
+    ]
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["teachers"] == kept
+    assert last(tmp_path / "a")["training"]["settings"]["teachers"] == kept
+    with interrupted_after(2):
+        status, out, _ = train(*flags, "--output", tmp_path / "b")
+    assert status == 143
+    command = out.splitlines()[-1].split()
+    assert train(*command[2:])[0] == 0  # the command that was printed
+    assert digest(last(tmp_path / "b")) == digest(last(tmp_path / "a"))
+
+
+def test_a_teacher_teaches(train, tmp_path, teachers):
+    states = []
+    for name, flags in (("a", []), ("b", ["--teacher", teachers[0]]), ("c", ["--distillation=0"])):
+        assert train(*FLAGS, *flags, "--output", tmp_path / name)[0] == 0
+        states.append(last(tmp_path / name)["state_dict"]["fc.weight"])
+    assert not torch.equal(states[0], states[1])
+    assert torch.equal(states[0], states[2])  # settings of a teacher that is not there
+
+
+def test_another_teacher_is_refused_and_nothing_is_lost(train, refused, tmp_path, teachers):
+    one, two = teachers
+    run = tmp_path / "run"
+    with interrupted_after(2):
+        train(*FLAGS, "--teacher", one, "--output", run)
+    before = (run / run_folder.LAST).read_bytes()
+    line = refused("train.py", "--resume", run, "--teacher", two)
+    assert "--teacher cannot change with --resume" in line and str(one) in line
+    refused("train.py", "--resume", run, "--teacher", one, two)
+    shutil.copy(one, tmp_path / "moved")
+    shutil.copy(two, one)
+    assert "is another file than the teacher" in refused("train.py", "--resume", run)
+    one.unlink()
+    assert f"--teacher: no checkpoint at {one}; if it has moved" in refused(
+        "train.py", "--resume", run
+    )
+    assert (run / run_folder.LAST).read_bytes() == before
+    assert train("--resume", run, "--teacher", tmp_path / "moved")[0] == 0
+    kept = last(run)["training"]["settings"]["teachers"]
+    assert [TeacherFile(**file) for file in kept] == list(
+        find_teachers([tmp_path / "moved"], "val")
+    )
+
+
+def test_a_run_without_a_teacher_goes_on_without_one(train, refused, tmp_path, teachers):
+    with interrupted_after(2):
+        train(*FLAGS, "--output", tmp_path / "run")
+    line = refused("train.py", "--resume", tmp_path / "run", "--teacher", teachers[0])
+    assert "the run began with no teacher" in line
