@@ -2,7 +2,9 @@
 
 import copy
 import itertools
+import json
 import math
+import os
 import subprocess
 import sys
 
@@ -10,7 +12,17 @@ import pytest
 import torch
 
 import data
-from benchmarks import common, processes, reference, scaling, shares, throughput, time_to_accuracy
+import startup
+from benchmarks import (
+    common,
+    page_faults,
+    processes,
+    reference,
+    scaling,
+    shares,
+    throughput,
+    time_to_accuracy,
+)
 from benchmarks.common import Row
 from benchmarks.resnet20 import ResNet20
 from benchmarks.time_to_accuracy import Scored
@@ -90,6 +102,29 @@ def test_peak_memory_is_that_of_the_child_alone():
     child = [sys.executable, "-c", "memory = bytearray(10**8)"]
     peak = int(processes.run_child(["-c", processes.PEAK_MEMORY, *child]))
     assert 1e8 < peak < 1.4e8  # this process, with PyTorch in it, is larger
+
+
+def test_page_faults_are_measured_in_pairs(tmp_path, monkeypatch):
+    measured = iter(([4, 2, 100, 3], [2, 1, 10, 6], [2, 1, 10, 6], [4, 2, 100, 3]))
+    kept = []
+
+    def run_child(command):
+        kept.append(os.environ[startup.KEEP_MEMORY])
+        return f"noise\n{list(next(measured))}\n"
+
+    monkeypatch.setenv(startup.KEEP_MEMORY, "1")
+    monkeypatch.setattr(processes, "run_child", run_child)
+    rows = page_faults.measure_pairs(tmp_path, repetitions=2, quick=True)
+    assert kept == ["0", "1", "1", "0"]
+    ratios = [row.values for row in rows if row.part == "ratio"]
+    assert ratios == [[0.5, 0.5], [0.5, 0.5], [0.1, 0.1], [2, 2]]
+
+
+def test_a_process_measures_its_steps_and_page_faults(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(common, "QUICK_IMAGES", 16)
+    page_faults.print_measures(tmp_path, quick=True)
+    seconds, processor, faults, peak = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert 0 < seconds < 10 and 0 < processor < 10 and faults > 0 and 0.1 < peak < 10
 
 
 def test_rates_count_what_comes_after_the_warm_up(monkeypatch):

@@ -1,0 +1,93 @@
+"""What a training step gains where the commands keep freed memory (startup.py).
+
+    python benchmarks/page_faults.py --data-dir DIR
+
+Each repetition is two processes, one after the other, that train the default network on the CPU,
+one of them with KEEP_MEMORY=0. Prints seconds, processor time and page faults a step, and the peak
+resident memory.
+"""
+
+import json
+import os
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also when run as a file
+
+import models
+import startup
+import utils
+from benchmarks import common, processes
+from benchmarks.common import Row
+from training import devices
+from training.recipe import RECIPES
+
+CHILD = """
+import startup, sys
+
+startup.begin()
+
+from pathlib import Path
+from benchmarks import page_faults
+
+page_faults.print_measures(Path(sys.argv[1]), quick=sys.argv[2] == "quick")
+"""
+WARM_UP, STEPS = 10, 40
+MEASURES = {
+    "a step": "s",
+    "processor time of a step": "s",
+    "page faults of a step": "",
+    "peak resident memory": "GB",
+}
+
+
+def print_measures(directory: Path, *, quick: bool) -> None:
+    """The values of MEASURES, of a training in this process, as a line of JSON."""
+    device = devices.pick_device("cpu")
+    split = common.training_images(directory, "train+val", quick=quick)
+    name = models.names()[0]
+    run, loader = common.fresh_run(name, RECIPES[name], split, device)
+    batches = iter(common.endless(loader))
+    warm_up, steps = (1, 2) if quick else (WARM_UP, STEPS)
+    common.train(run, [next(batches) for _ in range(warm_up)])
+    ends: list[float] = [time.perf_counter()]
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    some = (next(batches) for _ in range(steps))
+    common.train(run, some, lambda loss: ends.append(time.perf_counter()))
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    step = statistics.median(b - a for a, b in zip(ends, ends[1:], strict=False))
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    faults = (after.ru_minflt - before.ru_minflt) / steps
+    print(json.dumps([step, processor / steps, faults, after.ru_maxrss / 1e6]))
+
+
+def measure_pairs(directory: Path, repetitions: int, quick: bool) -> list[Row]:
+    command = ["-c", CHILD, str(directory.resolve()), "quick" if quick else "long"]
+    values: dict[str, list[list[float]]] = {"1": [], "0": []}
+    for repetition in range(repetitions):
+        for kept in ("1", "0") if repetition % 2 else ("0", "1"):
+            os.environ[startup.KEEP_MEMORY] = kept
+            values[kept].append(json.loads(processes.run_child(command).splitlines()[-1]))
+    rows = []
+    for index, (measure, unit) in enumerate(MEASURES.items()):
+        ours, theirs = ([measures[index] for measures in values[kept]] for kept in ("1", "0"))
+        rows += [
+            Row("memory kept", measure, ours, unit),
+            Row("given back", measure, theirs, unit),
+            Row("ratio", measure, common.ratios(ours, theirs), "x"),
+        ]
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = common.parser(__doc__, "runs/page_faults.json", 5)
+    args = parser.parse_args(argv)
+    rows = measure_pairs(args.data_dir, 1 if args.quick else args.repetitions, args.quick)
+    common.report(rows, args.output, devices.pick_device("cpu"), quick=args.quick)
+
+
+if __name__ == "__main__":
+    utils.run_script(main)

@@ -1,0 +1,69 @@
+"""What a command does before it imports PyTorch."""
+
+import ctypes
+import os
+import platform
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+import startup
+
+HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+# Allocates and frees four blocks of 16 MB, 16,384 pages, twenty times, and prints the page faults.
+BLOCKS = """
+import resource, startup
+startup.begin()
+for _ in range(20):
+    blocks = [bytearray(1 << 24) for _ in range(4)]
+    del blocks
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+
+
+def faults(**environment):
+    return int(
+        subprocess.run(
+            [sys.executable, "-c", BLOCKS],
+            cwd=startup.__file__.rpartition("/")[0],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    )
+
+
+@needs_glibc
+def test_freed_blocks_are_kept_unless_the_user_says_no():
+    assert faults() < 2 * 16_384
+    assert faults(KEEP_MEMORY="0") > 10 * 16_384
+
+
+@pytest.mark.parametrize("largest, kept", [(1 << 30, True), (1 << 25, True), (0, False)])
+def test_an_older_glibc_takes_a_smaller_threshold(largest, kept, monkeypatch):
+    asked = []
+
+    def mallopt(parameter, value):
+        asked.append(parameter)
+        return int(parameter == startup.M_TRIM_THRESHOLD or value <= largest)
+
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.30"))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+    monkeypatch.setenv(HUGE_PAGES, "0")
+    assert startup.keep_memory() is kept
+    assert (startup.M_TRIM_THRESHOLD in asked) is kept
+    assert os.environ[HUGE_PAGES] == "0"  # the user's choice
+
+
+@pytest.mark.parametrize("system, libc", [("Darwin", ""), ("Windows", ""), ("Linux", "musl")])
+def test_nothing_happens_without_glibc(system, libc, monkeypatch):
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(platform, "libc_ver", lambda: (libc, ""))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: pytest.fail("asked for the C library"))
+    monkeypatch.delenv(HUGE_PAGES, raising=False)
+    assert not startup.keep_memory()
+    assert HUGE_PAGES not in os.environ
