@@ -39,7 +39,7 @@ import train
 import utils
 from benchmarks import common
 from data import cifar10, files
-from stress import kill, mutants
+from stress import mutants
 from training import checkpoint as checkpoints
 from training import report, run_folder
 from training.interruption import Interrupted, Interruption
@@ -48,6 +48,7 @@ from training.recipe import RecipeError
 SECONDS = 10.0  # that a mutant may take
 MEGABYTES = 2000  # of memory that it may take beyond what is in use before it
 IMAGES = 40  # to train on and to score
+RUN = "--model baseline --data sample --device cpu --precision fp32 --epochs 2".split()
 STEPS = 5  # until the run is interrupted whose checkpoint is damaged: in its second epoch
 ERRORS = (data.DataError, models.ModelError, RecipeError, OSError)
 
@@ -225,7 +226,7 @@ def scorer() -> Callable[[Path], str]:
 
 def write_checkpoints(folder: Path) -> tuple[Path, Path]:
     """That of an interrupted run, and the weights of a finished one, each in its own folder."""
-    flags = [*kill.RUN, "--batch-size", "16", "--ema-decay", "0.9", "--output"]
+    flags = [*RUN, "--batch-size", "16", "--ema-decay", "0.9", "--output"]
     run_script(lambda: train.main([*flags, str(folder / "finished")]))
     with interrupted_after(STEPS):
         run_script(lambda: train.main([*flags, str(folder / "interrupted")]))

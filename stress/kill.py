@@ -1,31 +1,34 @@
-"""Kill a training at random moments, resume it each time, and compare where it ends.
+"""Kill trainings at random, resume them each time, and compare where they end.
 
     python -m stress.kill
 
-Trains the baseline on the built-in sample with a checkpoint after every step, and ends it with
-SIGKILL: every other time at any moment, in between just as a checkpoint is being written. After
-each kill what is on disk must be whole and no older than before; then the same command goes on.
-Every run that gets to its end must have the weights, bit for bit, of one that was never stopped.
-Figures are blank. Needs a system that forks (Linux, macOS).
+Trains a tiny network on a few images with a checkpoint after every step. SIGKILL ends it: half of
+the times at one of the calls that change the disk (in the middle of a write, before a rename), a
+tenth of the times under torchrun's two processes (one, both, or the launcher), else at any moment.
+After each kill what is on the disk must be whole and no older than before; then the same command
+goes on. Every run that gets to its end must have the files of one that was never stopped, and the
+weights bit for bit. Needs a system that forks (Linux, macOS).
 """
 
+import os
 import random
+import select
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+from tqdm import tqdm
 
 import utils
-from stress.life import Life, hurry
-from training import checkpoint as checkpoints
-from training import run_folder
+from stress.life import PATIENCE, Calls, Life, get_ready
+from stress.small_run import Undisturbed, position, small_run
 
-RUN = "--model baseline --data sample --device cpu --precision fp32 --epochs 2".split()
-EVERY_STEP = ["--checkpoint-minutes", "0", "--resume", "auto"]
+Attack = Callable[[Path, random.Random, Undisturbed], Life]  # a life that may have been killed
 
 
 @dataclass
@@ -33,11 +36,10 @@ class Tally:
     """What became of the kills."""
 
     kills: int = 0
-    before_first: int = 0  # kills before there was a checkpoint
-    while_writing: int = 0  # kills that left half a checkpoint behind, under a passing name
+    half_written: int = 0  # kills that left a file behind under a passing name
     finished: int = 0  # runs that got to their end
-    equal: int = 0  # of these, those with the weights of the undisturbed run
-    lost: int = 0  # kills after which a checkpoint was damaged, gone, or older than before
+    equal: int = 0  # of these, those with the files of the undisturbed run
+    lost: int = 0  # kills after which a file was damaged, gone, or older than before
 
     @property
     def passed(self) -> bool:
@@ -45,59 +47,71 @@ class Tally:
 
     def __str__(self) -> str:
         return (
-            f"{self.kills - self.lost} kills survived of {self.kills}: {self.while_writing} while a"
-            f" checkpoint was being written, {self.before_first} before the first one;"
-            f" {self.equal} of {self.finished} runs ended with the weights of the undisturbed one"
+            f"{self.kills - self.lost} of {self.kills} kills survived, {self.half_written} with a"
+            f" half-written file; {self.equal} of {self.finished} runs ended as the undisturbed one"
         )
 
 
-def half_written(folder: Path) -> bool:
-    return any(folder.glob(f".{run_folder.LAST}.*.unfinished"))
+def at_a_call(run: Path, chance: random.Random, undisturbed: Undisturbed) -> Life:
+    number = chance.randrange(1, undisturbed.calls // 2)
+
+    def act(count: int) -> None:
+        if count == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    life = small_run(run, prepare=Calls(act).watch)
+    life.wait()
+    return life
 
 
-def kill_at_random(life: Life, folder: Path, chance: random.Random, seconds: float) -> None:
-    """Within `seconds`, or just as the next, second or third checkpoint is being written."""
-    if chance.random() < 0.5:
-        life.wait(seconds=chance.uniform(0.0, seconds))
-    else:
-        for _ in range(chance.randint(1, 3)):
-            life.wait(lambda: not half_written(folder))
-            life.wait(lambda: half_written(folder))
-        life.wait(seconds=chance.uniform(0.0, 0.01))
+def at_a_moment(run: Path, chance: random.Random, undisturbed: Undisturbed) -> Life:
+    life = small_run(run)
+    life.wait(seconds=chance.uniform(0.0, undisturbed.seconds))
     life.kill()
+    return life
 
 
-def position(folder: Path) -> tuple[int, int]:
-    """(epochs, batches) of the newest checkpoint; (0, 0) where there is none, (-1, -1) where one
-    of the two files is damaged."""
-    kept = [folder / name for name in (run_folder.LAST, run_folder.PREVIOUS)]
-    try:
-        loaded = [checkpoints.load_checkpoint(path) for path in kept if path.exists()]
-    except utils.RunError:
-        return -1, -1
-    return max(((c["epoch"], c["training"]["batch"]) for c in loaded), default=(0, 0))
+def of_two(run: Path, chance: random.Random, undisturbed: Undisturbed) -> Life:
+    """Of torchrun and its two processes, one or both of these."""
+    alive, end = os.pipe()  # which is closed when the last of them has ended
+    life = small_run(run, processes=2)
+    os.close(end)
+    victims = chance.choice([(0,), (1,), (0, 1), ()])
+    life.wait(lambda: all(life.pids))
+    life.wait(seconds=chance.uniform(0.0, undisturbed.seconds))
+    for pid in [life.pids[victim] for victim in victims] or [life.pid]:
+        if pid and life.goes_on():
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(pid, signal.SIGKILL)
+    life.wait()
+    if life.status == 1 and victims:  # as torchrun ends when a process of its own was killed
+        life.status = -signal.SIGKILL
+    select.select([alive], [], [], PATIENCE)
+    os.close(alive)
+    return life
 
 
-def campaign(kills: int, images: int, batch_size: int, seed: int, folder: Path) -> Tally:
-    """Kill trainings in `folder` until there were `kills` kills; the last one gets to its end."""
-    chance, tally = random.Random(seed), Tally()
-    command = [*RUN, "--batch-size", str(batch_size)]
-    expected, seconds = undisturbed_run(command, images, folder)
-    reached, run = (0, 0), folder / "0"
-    while tally.kills < kills or tally.finished == 0 or reached > (0, 0):
-        life = start([*command, *EVERY_STEP], images, run)
+def campaign(attack: Attack, kills: int, chance: random.Random, folder: Path, bar: tqdm) -> Tally:
+    """Attack trainings in `folder` until there were `kills` kills; the last one gets to its end."""
+    folder.mkdir()
+    processes = 2 if attack is of_two else 1
+    undisturbed = Undisturbed(folder / "undisturbed", processes)
+    tally, reached, run = Tally(), (0, 0), folder / "0"
+    while tally.kills < kills or reached > (0, 0):
         if tally.kills < kills:
-            kill_at_random(life, run, chance, seconds)
-        life.wait()
+            life = attack(run, chance, undisturbed)
+        else:
+            life = small_run(run, processes=processes)
+            life.wait()
         if life.status == 0:
             tally.finished += 1
-            tally.equal += same(checkpoints.load_checkpoint(run / "weights.safetensors"), expected)
+            tally.equal += undisturbed.equals(run)
             reached, run = (0, 0), folder / str(tally.finished)
         elif life.status == -signal.SIGKILL:
             tally.kills += 1
-            tally.while_writing += half_written(run)
-            before, reached = reached, position(run)
-            tally.before_first += reached == (0, 0)
+            tally.half_written += any(run.glob(".*.unfinished"))
+            bar.update()
+            before, reached = reached, reached_in(run)
             if reached < before:
                 tally.lost += 1
                 reached, run = (0, 0), folder / f"after-loss-{tally.lost}"
@@ -106,48 +120,36 @@ def campaign(kills: int, images: int, batch_size: int, seed: int, folder: Path) 
     return tally
 
 
-def start(command: list[str], images: int, run: Path) -> Life:
-    output = ["--output", str(run)]
-    return Life("train.py", [*command, *output], run.with_suffix(".printed"), lambda: hurry(images))
-
-
-def undisturbed_run(command: list[str], images: int, folder: Path) -> tuple[dict, float]:
-    """The weights to compare with, and the seconds that they took."""
-    begin = time.monotonic()
-    life = start(command, images, folder / "undisturbed")
-    life.wait()
-    if life.status != 0:
-        raise RuntimeError(f"the training does not work: {life.err.read_text()[-2000:]}")
-    expected = checkpoints.load_checkpoint(folder / "undisturbed" / "weights.safetensors")
-    return expected, time.monotonic() - begin
-
-
-def same(one: dict, other: dict) -> bool:
-    """Whether two checkpoints have the same weights and, but for the times, the same history."""
-    timed = {"seconds", "images_per_second"}
-    for row, expected in zip(one["history"], other["history"], strict=True):
-        if any(row[column] != expected[column] for column in row.keys() - timed):
-            return False
-    weights = one["state_dict"]
-    return all(torch.equal(weights[name], tensor) for name, tensor in other["state_dict"].items())
+def reached_in(run: Path) -> tuple[int, int]:
+    """The position of what a kill left; (-1, -1) where it left something damaged."""
+    try:
+        return position(run)
+    except utils.RunError as error:
+        print(error, file=sys.stderr)
+        return -1, -1
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = utils.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--kills", type=int, default=100, metavar="N", help="(100)")
-    add("--images", type=int, default=2000, metavar="N", help="to train on (2000)")
-    add("--batch-size", type=int, default=100, metavar="N", help="(100)")
-    add("--seed", type=int, default=0, metavar="N", help="of the moments (0)")
+    parser.add_argument("--kills", type=int, default=1000, metavar="N", help="(1000)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments (0)")
     arguments = parser.parse_args(argv)
-    torch.set_num_threads(1)  # before anything computes, so that the process can fork
-    begin = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        tally = campaign(
-            arguments.kills, arguments.images, arguments.batch_size, arguments.seed, Path(folder)
-        )
-    print(f"{tally}; {time.monotonic() - begin:.0f} s")
-    sys.exit(0 if tally.passed else 1)
+    get_ready()
+    begin, passed = time.monotonic(), True
+    together, calls = arguments.kills // 10, arguments.kills // 2
+    attacks = {at_a_call: calls, of_two: together, at_a_moment: arguments.kills - calls - together}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tqdm(total=arguments.kills, unit="kill", mininterval=1) as bar,
+    ):
+        for attack, kills in attacks.items():
+            chance = random.Random(f"{attack.__name__} {arguments.seed}")
+            tally = campaign(attack, kills, chance, Path(folder) / attack.__name__, bar)
+            bar.write(f"{attack.__name__.replace('_', ' ')}: {tally}")
+            passed &= tally.passed
+    outcome = "passed" if passed else "FAILED"
+    print(f"seed {arguments.seed}: {outcome} in {time.monotonic() - begin:.0f} s")
+    sys.exit(0 if passed else 1)
 
 
 if __name__ == "__main__":

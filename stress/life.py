@@ -1,5 +1,7 @@
 """A command in a process of its own that can be killed, starved and looked at from outside."""
 
+import builtins
+import functools
 import io
 import os
 import runpy
@@ -8,7 +10,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing.sharedctypes import RawArray, RawValue
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed import run as torchrun
 
 import data
 import plots
@@ -19,6 +26,8 @@ from plots.style import save
 from training import compilation, figures, report, tensorboard  # noqa: F401
 
 PATIENCE = 300.0  # seconds in which a command must do something
+CHANGES = {"os.mkdir", "os.remove", "os.rename", "os.rmdir"}  # audit events, besides "open"
+Prepare = Callable[[], None]
 
 
 class Life:
@@ -29,6 +38,10 @@ class Life:
     Args:
         folder: of the files `out` and `err`, with what it prints.
         prepare: called in the child before the script.
+        processes: under torchrun, if more than one; its processes are forked, too.
+
+    Attributes:
+        pids: of those processes, by rank; 0 before and after their script.
     """
 
     def __init__(
@@ -36,38 +49,31 @@ class Life:
         script: str,
         arguments: list[str],
         folder: Path,
-        prepare: Callable[[], None] = lambda: None,
+        prepare: Prepare = lambda: None,
+        processes: int = 1,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.out, self.err = folder / "out", folder / "err"
         self.status: int | None = None  # as os.waitstatus_to_exitcode gives it
+        self.pids = RawArray("q", processes)
+        self.stopped = False  # by SIGSTOP, as goes_on() saw
         self.pid = os.fork()
         if self.pid == 0:
+            status = 1
             try:
-                self._run(script, arguments, prepare)
-            finally:
-                os._exit(1)
-
-    def _run(self, script: str, arguments: list[str], prepare: Callable[[], None]) -> None:
-        for number, path in ((1, self.out), (2, self.err)):
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), number)
-        sys.stdout, sys.stderr = (open(number, "w", buffering=1) for number in (1, 2))
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # as Python starts
-        sys.argv = [script, *arguments]
-        try:
-            prepare()
-            runpy.run_path(str(common.ROOT / script), run_name="__main__")
-            sys.stdout.flush()
-            os._exit(0)
-        except SystemExit as end:
-            os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
-        except BaseException:
-            traceback.print_exc()
+                for number, path in ((1, self.out), (2, self.err)):
+                    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), number)
+                act = functools.partial(play, script, arguments, prepare)
+                status = act() if processes == 1 else launch(self.pids, act)
+            finally:  # nothing else of this process goes on in the child
+                os._exit(status)
 
     def goes_on(self) -> bool:
         if self.status is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.status = os.waitstatus_to_exitcode(status) if pid else None
+            pid, status = os.waitpid(self.pid, os.WNOHANG | os.WUNTRACED)
+            self.stopped = bool(pid) and os.WIFSTOPPED(status)
+            if pid and not self.stopped:
+                self.status = os.waitstatus_to_exitcode(status)
         return self.status is None
 
     def wait(
@@ -76,12 +82,54 @@ class Life:
         """Return when `condition` is met, the command has ended or the time is over."""
         deadline = time.monotonic() + seconds
         while self.goes_on() and not condition() and time.monotonic() < deadline:
-            time.sleep(0.0002)
+            time.sleep(0.0005)
 
     def kill(self) -> None:
         if self.goes_on():
             os.kill(self.pid, signal.SIGKILL)
         self.wait()
+
+
+def play(script: str, arguments: list[str], prepare: Prepare) -> int:
+    """Be that script, from its file; returns its exit status."""
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)
+    sys.argv, sys.dont_write_bytecode = [script, *arguments], True
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as Python starts
+    try:
+        prepare()
+        runpy.run_path(str(common.ROOT / script), run_name="__main__")
+        return 0
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+
+
+def launch(pids: Any, act: Callable[[], int]) -> int:
+    """Be torchrun, whose processes are forked; returns its exit status."""
+
+    def process() -> None:
+        rank = int(os.environ["RANK"])
+        pids[rank] = os.getpid()
+        status = act()
+        pids[rank] = 0  # the launcher waits forever if one is killed as it says that it has ended
+        if status:
+            os._exit(status)
+
+    flags = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", f"--rdzv-id={os.getpid()}"]
+    flags += [f"--nproc-per-node={len(pids)}", "train.py"]
+    config = torchrun.config_from_args(torchrun.parse_args(flags))[0]
+    config.start_method, config.monitor_interval = "fork", 0.02
+    try:
+        torchrun.elastic_launch(config, process)()
+        return 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+
+
+# ---------------------------------------------------------------------------- what saves its time
 
 
 class Blank:
@@ -95,12 +143,74 @@ def blank(*arguments: object, **options: object) -> None:
     save(Blank(), next(path for path in arguments if isinstance(path, Path)))  # type: ignore
 
 
+load = functools.cache(data.load)
+
+
+def get_ready() -> None:
+    """Before the first life: start no thread, and read what all lives read."""
+    torch.set_num_threads(1)
+    for split in ("train", "val"):
+        load("sample", data.DEFAULT_DIRECTORY, split)
+
+
 def hurry(images: int) -> None:
     """Have this process train and score on the first few images, and spend no time on figures, the
     summary and git."""
-    load = data.load
     data.load = lambda *arguments: common.first(load(*arguments), images)
     for figure in ("augmentation", "class_accuracy", "confusion_matrix", "validation"):
         setattr(plots, figure, blank)
+    figures.MOST_TIME = 1e9  # figures come each time, so that two runs do the same
     report.summary = lambda *arguments: ""
     report.checkout = dict
+
+
+# -------------------------------------------------------------------- what a child does to the disk
+
+
+class Calls:
+    """A child's calls that change the disk: opening to write, writing, syncing, renaming, removing.
+
+    Args:
+        act: called in the child with each one's number, from 1, before it, and in the middle of a
+            write. What it raises, the call raises.
+    """
+
+    def __init__(self, act: Callable[[int], None] = lambda number: None) -> None:
+        self.act = act
+        self.shared = RawValue("q", 0)  # the child counts, its parent reads
+
+    @property
+    def count(self) -> int:
+        return int(self.shared.value)
+
+    def _call(self, *ignored: object) -> None:
+        self.shared.value += 1
+        self.act(self.count)
+
+    def watch(self) -> None:
+        """In the child: from now on."""
+        call, opened, fsync = self._call, builtins.open, os.fsync
+
+        class InHalves(io.FileIO):
+            def write(self, content: Any) -> int:
+                half = len(content) // 2
+                written = super().write(content[:half])
+                call()
+                return written + super().write(content[half:])
+
+        def open_(file: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+            if mode not in ("w", "wb", "ab") or file == os.devnull:
+                return opened(file, mode, *arguments, **options)
+            raw = InHalves(file, mode[0], closefd=options.get("closefd", True))
+            binary = io.BufferedWriter(raw)
+            return binary if "b" in mode else io.TextIOWrapper(binary, "utf-8")
+
+        def audit(event: str, arguments: tuple[Any, ...]) -> None:
+            writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+            if event in CHANGES or (writes and arguments[0] != os.devnull):
+                call()
+
+        builtins.open = io.open = open_
+        os.fsync = lambda fd: (call(), fsync(fd))[1]
+        sys.stdout = open_(1, "w", closefd=False)
+        sys.addaudithook(audit)

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import resource
+import shutil
 
 import pytest
 import torch
@@ -44,6 +45,20 @@ def test_a_folder_has_one_writer_at_a_time(tmp_path):
             pass
     with run_folder.locked(run):
         pass
+
+
+def test_a_writer_whose_folder_was_removed_leaves_the_next_one_alone(tmp_path, content):
+    run = tmp_path / "run"
+    with run_folder.locked(run):
+        run_folder.save_latest(run, content)
+        shutil.rmtree(run)
+        for restarted in (False, True):
+            if restarted:
+                run.mkdir()
+                (run / run_folder.LOCK).touch()
+            with pytest.raises(RunError, match="run was removed while .*: start it anew"):
+                run_folder.save_latest(run, content)
+    assert [path.name for path in run.iterdir()] == [run_folder.LOCK]
 
 
 def test_half_written_files_of_a_killed_process_are_removed(tmp_path):

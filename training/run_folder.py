@@ -17,6 +17,7 @@ except ImportError:  # Windows
 
 LAST, PREVIOUS = "last.safetensors", "previous.safetensors"  # the newest, and the one before it
 LOCK = ".lock"
+_held: dict[Path, IO[bytes]] = {}  # the locks of this process, by folder
 
 
 @contextmanager
@@ -33,7 +34,11 @@ def locked(folder: Path) -> Iterator[None]:
     with open(folder / LOCK, "ab") as file:
         _lock(file, folder)
         remove_leftovers(folder)
-        yield
+        _held[folder] = file
+        try:
+            yield
+        finally:
+            del _held[folder]
 
 
 def _lock(file: IO[bytes], folder: Path) -> None:
@@ -48,6 +53,17 @@ def _lock(file: IO[bytes], folder: Path) -> None:
         ) from error
     except OSError:
         pass  # a file system without locks: nothing can be promised there
+
+
+def _check_lock(folder: Path) -> None:
+    """RunError where the folder that was locked was removed: what has its name may be another's."""
+    file = _held.get(folder)
+    try:
+        if file is None or os.path.samestat(os.fstat(file.fileno()), os.stat(folder / LOCK)):
+            return
+    except FileNotFoundError:
+        pass
+    raise RunError(f"{folder} was removed while this training wrote to it: start it anew")
 
 
 def claim(folder: Path, resumed: Path | None, source: Path | None) -> None:
@@ -71,8 +87,10 @@ def save_latest(folder: Path, content: dict[str, Any]) -> None:
     """Save the newest checkpoint of a run; the one that was there is kept as the previous one.
 
     Raises:
-        RunError: it cannot be written; what was there is then untouched.
+        RunError: it cannot be written, or the folder is not the one that was locked any more; what
+            was there is then untouched.
     """
+    _check_lock(folder)
     write_atomically(folder / LAST, seal(content), keep_as=PREVIOUS)
 
 

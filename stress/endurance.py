@@ -1,0 +1,84 @@
+"""Train for 200,000 steps, and see that nothing grows.
+
+    python -m stress.endurance
+
+A tiny network takes 100 steps an epoch, each of two images, in the real training loop with its
+evaluation, checkpoint and figure an epoch. From the first tenth of the epochs to the last, memory
+and open files must not grow, nor the time of a step. Needs Linux (/proc).
+"""
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+import utils
+from stress.life import get_ready
+from stress.small_run import small_run
+from training import checkpoint as checkpoints
+from training import run_folder
+
+BATCH, EPOCH = 2, 100  # images a step, steps an epoch
+MEGABYTES, SLOWER = 8.0, 1.25  # that the memory may grow by, and what a step may take of its time
+PAGE = os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@dataclass(frozen=True)
+class Tenths:
+    """A figure in the first and in the last tenth of the time: its median."""
+
+    first: float
+    last: float
+
+    @staticmethod
+    def of(values: Sequence[float]) -> "Tenths":
+        size = max(len(values) // 10, 1)
+        return Tenths(statistics.median(values[:size]), statistics.median(values[-size:]))
+
+
+def train(epochs: int, folder: Path) -> tuple[Tenths, Tenths, Tenths]:
+    """Megabytes, open files, and milliseconds a step, of a training of that many epochs."""
+    flags = f"--epochs {epochs} --batch-size {BATCH} --checkpoint-minutes 5"
+    run = folder / "run"
+    life = small_run(run, *flags.split(), images=BATCH * EPOCH)
+    process, history = Path(f"/proc/{life.pid}"), run / "history.csv"
+    life.wait(history.exists)
+    memory, files = [], []
+    with tqdm(total=epochs * EPOCH, unit="step", mininterval=1) as bar:
+        while life.goes_on():
+            with suppress(OSError):  # where it has just ended
+                files.append(len(list((process / "fd").iterdir())))
+                memory.append(int((process / "statm").read_text().split()[1]) * PAGE)
+            bar.update(history.read_bytes().count(b"\n") * EPOCH - EPOCH - bar.n)
+            time.sleep(0.2)
+    if life.status != 0:
+        raise utils.RunError(f"the training ended by itself: {life.err.read_text()[-2000:]}")
+    rows = checkpoints.load_checkpoint(run / run_folder.LAST)["history"]
+    steps = [1000 * row["seconds"] / EPOCH for row in rows]
+    return Tenths.of(memory), Tenths.of(files), Tenths.of(steps)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = utils.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=200_000, metavar="N", help="(200000)")
+    arguments = parser.parse_args(argv)
+    get_ready()
+    with tempfile.TemporaryDirectory() as folder:
+        memory, files, step = train(arguments.steps // EPOCH, Path(folder))
+    print(
+        f"memory {memory.first:.1f} -> {memory.last:.1f} MB, open files {files.first:g} ->"
+        f" {files.last:g}, {step.first:.2f} -> {step.last:.2f} ms a step"
+    )
+    flat = memory.last - memory.first <= MEGABYTES and files.last <= files.first
+    sys.exit(0 if flat and step.last <= SLOWER * step.first else 1)
+
+
+if __name__ == "__main__":
+    main()
