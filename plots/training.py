@@ -140,22 +140,28 @@ def augmentation(
     rows = [originals, *map(as_images, augmented)]
     if any(row.shape != originals.shape for row in rows) or len(labels) != len(originals):
         raise ValueError("originals, augmented images and labels do not fit: pass one of each")
-    rows = [row[:MAX_AUGMENTED] for row in rows]
-    count = len(rows[0])
+    names = ["original", *(f"epoch {epoch}" for epoch in range(1, len(rows)))]
     with drawing():
         figure = new_figure(0.75 + 0.82 * len(rows), title)
-        # The narrow row parts what the data set holds from what the network sees.
-        heights = [1, 0.06, *[1] * (len(rows) - 1)]
-        grid = figure.add_gridspec(len(heights), count, height_ratios=heights)
-        for place, images in zip((0, *range(2, len(heights))), rows, strict=True):
-            for column, image in enumerate(images):
-                axes = figure.add_subplot(grid[place, column])
-                axes.imshow(image.transpose(1, 2, 0), interpolation="nearest")
-                axes.set(xticks=[], yticks=[])
-                axes.spines[:].set_visible(False)
-                if place == 0:
-                    axes.set_title(labels[column], pad=3)
-                if column == 0:
-                    name = "original" if place == 0 else f"epoch {place - 1}"
-                    axes.set_ylabel(name, rotation=0, ha="right", va="center")
+        # The wider space parts what the data set holds from what the network sees.
+        grid = figure.add_gridspec(len(rows) + 1, 1, height_ratios=[1, 0.06, *[1] * len(augmented)])
+        for index, (name, images) in enumerate(zip(names, rows, strict=True)):
+            axes = figure.add_subplot(grid[index + (index > 0), 0])
+            centres = _draw_row(axes, images[:MAX_AUGMENTED])
+            axes.set_ylabel(name, rotation=0, ha="right", va="center")
+            if index == 0:
+                axes.tick_params(length=0, labeltop=True, labelbottom=False)
+                axes.set_xticks(centres, labels[:MAX_AUGMENTED])
         save(figure, path)
+
+
+def _draw_row(axes: Axes, images: np.ndarray) -> list[float]:
+    """Draw (N, 3, H, W) beside each other, in one image: axes for each would take seconds. Returns
+    the middle of each on the horizontal axis."""
+    gap = max(1, images.shape[3] // 16)
+    step = images.shape[3] + gap
+    apart = np.pad(images, ((0, 0), (0, 0), (0, 0), (0, gap)), constant_values=255)
+    axes.imshow(np.hstack(apart.transpose(0, 2, 3, 1))[:, :-gap], interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    return [index * step + (images.shape[3] - 1) / 2 for index in range(len(images))]

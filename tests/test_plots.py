@@ -388,13 +388,19 @@ def test_augmentation_shows_originals_with_labels_above_their_epochs(tmp_path, f
     originals, epochs, labels = augmented(12, 3)
     names = [f"class {k}" for k in range(12)]
     plots.augmentation(originals, epochs, names, tmp_path / "figure.png", title="")
-    drawn = [axes.get_images()[0].get_array() for axes in figures[0].axes]
-    expected = np.concatenate([images[:10] for images in (originals, *epochs)])
-    np.testing.assert_array_equal(np.stack(drawn), expected.transpose(0, 2, 3, 1))
-    assert [axes.get_title() for axes in figures[0].axes[:10]] == names[:10]
-    starts = [axes.get_ylabel() for axes in figures[0].axes[::10]]
+    size = originals.shape[3]
+    step = size + max(1, size // 16)
+    for axes, images in zip(figures[0].axes, (originals, *epochs), strict=True):
+        row = axes.get_images()[0].get_array()
+        assert row.shape == (size, 10 * step - (step - size), 3)
+        drawn = [row[:, index * step : index * step + size] for index in range(10)]
+        expected = np.asarray(images)[:10].transpose(0, 2, 3, 1)
+        np.testing.assert_array_equal(np.stack(drawn), expected)
+    above = figures[0].axes[0].get_xticklabels()
+    assert [text.get_text() for text in above] == names[:10]
+    starts = [axes.get_ylabel() for axes in figures[0].axes]
     assert starts == ["original", "epoch 1", "epoch 2", "epoch 3"]
-    heights = [axes.get_position().y0 for axes in figures[0].axes[::10]]
+    heights = [axes.get_position().y0 for axes in figures[0].axes]
     assert heights == sorted(heights, reverse=True)
 
 
