@@ -9,7 +9,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.sharedctypes import RawArray, RawValue
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ from benchmarks import common
 from plots.style import save
 
 # And what train.py imports, so that no child has to.
+from training import checkpoint as checkpoints
 from training import compilation, figures, report, tensorboard  # noqa: F401
+from training.interruption import Interrupted, Interruption
 
 PATIENCE = 300.0  # seconds in which a command must do something
 CHANGES = {"os.mkdir", "os.remove", "os.rename", "os.rmdir"}  # audit events, besides "open"
@@ -214,3 +217,28 @@ class Calls:
         os.fsync = lambda fd: (call(), fsync(fd))[1]
         sys.stdout = open_(1, "w", closefd=False)
         sys.addaudithook(audit)
+
+
+@contextmanager
+def interrupted_after(checks: int) -> Iterator[None]:
+    """SIGTERM, as it were: a training asks for signals after each step."""
+    original, remaining = Interruption.check, iter(range(checks - 1))
+
+    def check(self: Interruption) -> None:
+        if next(remaining, None) is None:
+            raise Interrupted(signal.SIGTERM)
+
+    Interruption.check = check
+    try:
+        yield
+    finally:
+        Interruption.check = original
+
+
+def digest(content: dict[str, Any]) -> str:
+    """Of a checkpoint, without the times."""
+    timed = {"seconds", "images_per_second"}
+    rows = [{k: v for k, v in row.items() if k not in timed} for row in content["history"]]
+    training = {**content["training"], "seconds": 0.0}
+    content = {**content, "history": rows, "training": training}
+    return checkpoints.checksum(*checkpoints.encode(content))

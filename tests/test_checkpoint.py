@@ -1,6 +1,6 @@
 """Checkpoint files: whole, warily read, one writer a folder.
 
-The fuzz (test_resume.py) finds what nobody thought of; here stands what must be refused by name.
+stress/inputs.py finds what nobody thought of; here stands what must be refused by name.
 """
 
 import json
@@ -169,6 +169,7 @@ NAN, LARGE = float("nan"), 10**400
         ("normalization", {"mean": [0.5] * 3}),
         ("normalization", {"mean": [0.5] * 3, "std": [0.5, 0.0, 0.5]}),
         ("normalization", {"mean": [0.5] * 3, "std": [0.5, NAN, 0.5]}),
+        ("normalization", {"mean": [0.5] * 3, "std": [0.5] * 3, "more": [0.5] * 3}),
         ("normalization", {"mean": [0.5] * 2, "std": [0.5] * 2}),
         ("classes", ["cat"] * 9),
         ("classes", list(range(10))),

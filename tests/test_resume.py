@@ -23,7 +23,7 @@ import models
 import train
 import utils
 from benchmarks.common import first
-from stress.fuzz import digest, interrupted_after
+from stress.life import digest, interrupted_after
 from training import checkpoint as checkpoints
 from training import figures, report, run_folder, settings
 from training.epochs import LOOK_EVERY, Monitor

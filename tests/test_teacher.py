@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import data
 import models
 from benchmarks.common import first
-from stress.fuzz import digest, interrupted_after
+from stress.life import digest, interrupted_after
 from training import checkpoint as checkpoints
 from training import engine, figures, report, run_folder
 from training.loss import Loss

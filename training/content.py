@@ -76,8 +76,8 @@ def _is_normalization(value: Any) -> bool:
 
     return (
         isinstance(value, dict)
-        and are_floats(value.get("mean"))
-        and are_floats(value.get("std"))
+        and value.keys() == {"mean", "std"}
+        and all(map(are_floats, value.values()))
         and min(value["std"]) > 1e-3
     )
 
