@@ -122,7 +122,7 @@ def evaluated():
     shown = loader(distributed.rank(), distributed.world_size(), shuffle=False)
     settings = Settings("", {}, RECIPE, "sample", "val", "fp32", 0)
     run = Run(settings, network(norm=True), None, None, None, None, None, CPU, None)
-    evaluation = epochs.evaluate(run, shown, Interruption(agree=distributed.highest))
+    evaluation = epochs.evaluate(run, shown, Interruption(agree=distributed.agree_on_signal))
     return {"logits": evaluation.logits, "labels": evaluation.labels}
 
 
@@ -186,6 +186,7 @@ def work(rank, folder, ports):
             found["one step"] = trained_for_one_step()
             found["evaluated"] = evaluated()
             found["highest"] = distributed.highest(10.0 + rank)
+            found["signal"] = distributed.agree_on_signal(signal.SIGTERM if rank else 0)
             found["broadcast"] = distributed.broadcast({"from": rank})
         with pytest.MonkeyPatch.context() as monkeypatch:
             sys.argv = ["train.py"]
@@ -305,7 +306,8 @@ def test_an_evaluation_is_that_of_one_process(job):
     expected = evaluated()
     assert torch.equal(first["evaluated"]["labels"], noise().labels)
     torch.testing.assert_close(first["evaluated"]["logits"], expected["logits"])
-    assert first["highest"] == 11.0 and first["broadcast"] == {"from": 0}
+    assert first["highest"] == 11.0 and first["signal"] == signal.SIGTERM
+    assert first["broadcast"] == {"from": 0}
 
 
 # ------------------------------------------------------------------------------------- whole runs

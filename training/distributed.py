@@ -200,6 +200,12 @@ def highest(value: float) -> float:
     return float(_gather_numbers([value]).max()) if dist.is_initialized() else value
 
 
+def agree_on_signal(number: int) -> int:
+    """Of the signals that the processes received (0: none) the one with the highest number, so
+    that all of them stop after the same step."""
+    return int(highest(number))
+
+
 # ------------------------------------------------------------------------------------ the network
 
 

@@ -37,7 +37,7 @@ def train(
     if run.history and distributed.is_main():
         # A kill may have come between the last checkpoint and its row.
         utils.write_history(saver.output / "history.csv", run.history)
-    with Interruption(agree=distributed.highest) as interruption:
+    with Interruption(agree=distributed.agree_on_signal) as interruption:
         try:
             return train_to_the_end(run, loader, eval_loader, saver, interruption, after_epoch)
         except Interrupted:

@@ -34,7 +34,7 @@ class Interruption:
             the signal that this one received (0: none) into the one that all go by.
     """
 
-    def __init__(self, agree: Callable[[int], float] = int) -> None:
+    def __init__(self, agree: Callable[[int], int] = int) -> None:
         self.agree = agree
         self.received: int | None = None
 
@@ -51,7 +51,7 @@ class Interruption:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def check(self) -> None:
-        number = int(self.agree(self.received or 0))
+        number = self.agree(self.received or 0)
         if number:
             raise Interrupted(number)
 
