@@ -11,8 +11,8 @@ from data.augment import (
     mix,
     normalize,
 )
+from data.batch_files import DEFAULT_DIRECTORY, SOURCES, SPLITS, DataError, find
 from data.cifar10 import CLASSES, MEAN, STD, Split, load
-from data.files import DEFAULT_DIRECTORY, SOURCES, SPLITS, DataError, find
 from data.loader import Loader
 from data.pictures import PictureError, read_picture
 

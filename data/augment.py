@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data.files import DataError
+from data.batch_files import DataError
 
 PADDING_MODES = ("reflect", "zeros")
 FLIPS = ("none", "random", "alternating")

@@ -2,7 +2,8 @@
 
 Either format's batch of 10,000 images is brought to the binary version's bytes, and those are
 compared with the official MD5, so that both give the same tensors and no damaged image reaches a
-network (`files.py`). A sample of 2,500 images is built into the repository (see sample/README.md).
+network (`batch_files.py`). A sample of 2,500 images is built into the repository (see
+sample/README.md).
 """
 
 import csv
@@ -17,8 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data import files
-from data.files import DataError
+from data import batch_files
+from data.batch_files import DataError
 
 CLASSES = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -70,13 +71,13 @@ def load(source: str, directory: str | Path, split: str) -> Split:
     built-in sample: train 2,000, val 500, train+val 2,500. Raises DataError where the split is
     not there or its content is not the official one.
     """
-    files.check_split(split)
+    batch_files.check_split(split)
     if source == "sample":
         return _load_sample(split)
     if source != "cifar10":
         raise DataError(f"unknown data source {source!r}: choose cifar10 or sample")
-    batches = files.batches_of(split)
-    folder = files.folder_with(Path(directory), split)
+    batches = batch_files.batches_of(split)
+    folder = batch_files.folder_with(Path(directory), split)
     labels = np.empty(len(batches) * BATCH_SIZE, np.int64)
     pixels = np.empty((len(labels), PIXELS), np.uint8)
     for i, (batch, md5) in enumerate(batches.items()):
@@ -112,15 +113,15 @@ def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _read_batch(folder: Path, batch: str, md5: str) -> np.ndarray:
     """The records (10,000, 3,073) uint8 of one batch, verified."""
-    path = folder / (batch + files.SUFFIXES[folder.name])
-    read = _read_binary if folder.name == files.BINARY_FOLDER else _read_pickle
+    path = folder / (batch + batch_files.SUFFIXES[folder.name])
+    read = _read_binary if folder.name == batch_files.BINARY_FOLDER else _read_pickle
     try:
         content = read(path, batch)
     except OSError as error:
         raise DataError(
-            f"cannot read {batch} from {path} ({error.strerror}); {files.REMEDY}"
+            f"cannot read {batch} from {path} ({error.strerror}); {batch_files.REMEDY}"
         ) from error
-    files.verify_content(content, path, batch, md5)
+    batch_files.verify_content(content, path, batch, md5)
     return np.frombuffer(content, np.uint8).reshape(BATCH_SIZE, RECORD)
 
 
@@ -128,7 +129,8 @@ def _read_binary(path: Path, batch: str) -> bytes:
     size, expected = path.stat().st_size, BATCH_SIZE * RECORD
     if size != expected:
         raise DataError(
-            f"{batch} is damaged: {path} has {size:,} bytes instead of {expected:,}; {files.REMEDY}"
+            f"{batch} is damaged: {path} has {size:,} bytes instead of {expected:,};"
+            f" {batch_files.REMEDY}"
         )
     return path.read_bytes()
 
@@ -136,14 +138,14 @@ def _read_binary(path: Path, batch: str) -> bytes:
 def _read_pickle(path: Path, batch: str) -> bytes:
     """The binary version's bytes of one file of the python version. Nothing is unpickled that does
     not have the checksum that torchvision knows for it."""
-    files.verify_pickle(path, batch)
+    batch_files.verify_pickle(path, batch)
     try:
         entry = _Unpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
         labels = np.asarray(entry[b"labels"], np.uint8).reshape(-1, 1)
         return np.hstack([labels, entry[b"data"]]).tobytes()
     except (pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError) as error:
         raise DataError(
-            f"{batch} is damaged: {path} does not hold a batch; {files.REMEDY}"
+            f"{batch} is damaged: {path} does not hold a batch; {batch_files.REMEDY}"
         ) from error
 
 
@@ -230,4 +232,4 @@ def _read_sheet(name: str) -> Tensor:
 def content_md5(images: Tensor, labels: Tensor) -> str:
     """MD5 of images (N, 3, 32, 32) and labels (N,) as records of the binary version."""
     label_bytes = labels.numpy().astype(np.uint8)[:, None]
-    return files.md5(np.hstack([label_bytes, images.reshape(-1, PIXELS).numpy()]).tobytes())
+    return batch_files.md5(np.hstack([label_bytes, images.reshape(-1, PIXELS).numpy()]).tobytes())

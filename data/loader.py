@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.augment import NO_AUGMENTATION, Augmentation, cutout, mix, sources, within
+from data.batch_files import DataError
 from data.cifar10 import CLASSES, Split
-from data.files import DataError
 
 
 @dataclass(frozen=True)

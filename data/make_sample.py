@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from data.batch_files import DEFAULT_DIRECTORY, DataError
 from data.cifar10 import (
     CLASSES,
     SAMPLE_DIRECTORY,
@@ -28,7 +29,6 @@ from data.cifar10 import (
     load,
     split_indices,
 )
-from data.files import DEFAULT_DIRECTORY, DataError
 
 SHEET_IMAGES = SHEET_ROWS * SHEET_COLUMNS
 PER_CLASS = {"train": 200, "val": 50}

@@ -15,7 +15,7 @@ from torchvision.datasets import CIFAR10
 import data
 import models
 import utils
-from data import cifar10, files
+from data import batch_files, cifar10
 from training import checkpoint as checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,9 +102,9 @@ def fake(monkeypatch):
     """A Fake whose checksums the code takes for the official ones."""
     fake = Fake()
     for table, batches in (("TRAIN_BATCHES", BATCHES[:5]), ("TEST_BATCHES", BATCHES[5:])):
-        monkeypatch.setattr(files, table, {b: md5(fake.binary[b]) for b in batches})
+        monkeypatch.setattr(batch_files, table, {b: md5(fake.binary[b]) for b in batches})
     pickles = [[batch, md5(content)] for batch, content in fake.python.items()]
-    monkeypatch.setattr(files, "PICKLES", dict(pickles))
+    monkeypatch.setattr(batch_files, "PICKLES", dict(pickles))
     monkeypatch.setattr(cifar10, "BATCH_SIZE", FAKE_BATCH)
     monkeypatch.setattr(cifar10, "VALIDATION_PER_CLASS", 2)
     monkeypatch.setattr(CIFAR10, "train_list", pickles[:5])
@@ -125,7 +125,7 @@ def no_network(monkeypatch):
 def real_directory():
     places = [os.environ.get("CIFAR10_DIR"), ROOT / "data" / "raw", ROOT.parent / "shared" / "data"]
     for place in places:
-        if place and files.on_disk(Path(place)):
+        if place and batch_files.on_disk(Path(place)):
             return Path(place)
     pytest.skip("CIFAR-10 is not on disk")
 

@@ -15,7 +15,7 @@ import torch
 import models
 import utils
 from training import checkpoint as checkpoints
-from training.content import check_like
+from training.checkpoint_content import check_like
 from training.flags import settings_of
 from training.recipe import Recipe
 from utils import RunError

@@ -25,7 +25,7 @@ from fakes import (
 from PIL import Image
 
 import data
-from data import cifar10, files
+from data import batch_files, cifar10
 
 
 def test_normalisation_constants_are_those_of_the_training_images(real):
@@ -127,7 +127,7 @@ def test_content_is_verified_whatever_the_pickle(fake, tmp_path, monkeypatch):
     content = python2_pickle({"labels": records[:, 0].tolist(), "data": records[:, 1:]})
     path = fake.write_python(tmp_path) / "data_batch_2"
     path.write_bytes(content)
-    monkeypatch.setitem(files.PICKLES, "data_batch_2", md5(content))
+    monkeypatch.setitem(batch_files.PICKLES, "data_batch_2", md5(content))
     assert "data_batch_2 is damaged" in error_of(data.load, "cifar10", tmp_path, "train")
 
 
@@ -154,7 +154,7 @@ def test_nothing_is_unpickled_unchecked(fake, tmp_path, monkeypatch):
     (fake.write_python(tmp_path) / "data_batch_1").write_bytes(content)
     error_of(data.load, "cifar10", tmp_path, "train")
     # Nor does a file with the right checksum get to run code.
-    monkeypatch.setitem(files.PICKLES, "data_batch_1", md5(content))
+    monkeypatch.setitem(batch_files.PICKLES, "data_batch_1", md5(content))
     assert "does not hold a batch" in error_of(data.load, "cifar10", tmp_path, "train")
     assert not trace.exists()
 
@@ -163,7 +163,7 @@ def test_nothing_is_unpickled_unchecked(fake, tmp_path, monkeypatch):
 def test_a_pickle_of_something_else(fake, tmp_path, monkeypatch, value):
     content = python2_pickle(value)
     (fake.write_python(tmp_path) / "test_batch").write_bytes(content)
-    monkeypatch.setitem(files.PICKLES, "test_batch", md5(content))
+    monkeypatch.setitem(batch_files.PICKLES, "test_batch", md5(content))
     assert "test_batch is damaged" in error_of(data.load, "cifar10", tmp_path, "test")
 
 

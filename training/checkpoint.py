@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors files whose content is checked for meaning (content.py).
+"""Checkpoints: safetensors files whose content is checked for meaning (checkpoint_content.py).
 
 A tensor lies in the file under the keys that lead to it, such as "state_dict/fc.weight". All else
 is JSON in the file's metadata, and a SHA-256 covers both. A file of this format holds no code.
@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from training.content import check_like, first_fault
+from training.checkpoint_content import check_like, first_fault
 from utils import RunError, write_atomically
 
 VERSION = "2"  # of the content; a change that this module could not read any more counts it up

@@ -15,7 +15,7 @@ import data
 import models
 import utils
 from training import devices, distributed, engine
-from training.content import check_like
+from training.checkpoint_content import check_like
 from training.ema import WeightAverage
 from training.loss import Loss
 from training.optimizer import build_ema, build_optimizer

@@ -1,4 +1,7 @@
-"""What a checkpoint must hold for the code to work with it."""
+"""What a checkpoint must hold for the code to work with it.
+
+run.py puts it together: Run.weights what is released, Run.state_dict what resuming needs besides.
+"""
 
 import math
 from collections.abc import Callable
