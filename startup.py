@@ -34,12 +34,11 @@ def keep_memory() -> bool:
     """Have glibc keep freed blocks for the next ones; returns whether it does.
 
     A training step frees tensors of 8 to 17 MB and allocates them again. Each time, glibc would
-    give their pages back to the kernel, which then has to clear new ones. PyTorch's huge pages
-    make fewer of them; a choice that the user made stays. Without glibc nothing happens.
+    give their pages back to the kernel, which then has to clear new ones. Without glibc nothing
+    happens.
     """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
         return False
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     libc = ctypes.CDLL(None)
     # glibc before 2.35 refuses more than 32 MB for the first.
     mapped = any(libc.mallopt(M_MMAP_THRESHOLD, size) for size in (GIGABYTE, GIGABYTE >> 5))

@@ -104,9 +104,9 @@ def at_step(monkeypatch, number, action):
         ("baseline", "fp32", 0.9),
         ("baseline", "bf16", 0),
         ("baseline", "bf16", 0.9),
-        ("under100k", "fp32", 0.9),
-        ("under100k", "bf16", 0),
-        ("under100k", "bf16", 0.9),
+        ("under25k", "fp32", 0.9),
+        ("under25k", "bf16", 0),
+        ("under25k", "bf16", 0.9),
     ],
 )
 def test_resuming_is_exact_from_anywhere(command, tmp_path, model, precision, ema_decay):
