@@ -153,8 +153,7 @@ class Histories(RuleBasedStateMachine):
     def all_is_there(self) -> None:
         for number, process in list(self.processes.items()):
             if process.life.status is not None:
-                process.check_end()
-                del self.processes[number]
+                self.processes.pop(number).check_end()
         before, self.reached = self.reached, position(self.run)
         assert self.reached >= before, f"{before} was saved, and {self.reached} is there"
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 
 import pytest
 
@@ -20,9 +21,24 @@ def test_a_signal_waits_until_it_is_asked_for(number, status):
         with pytest.raises(Interrupted) as interrupted:
             interruption.check()
         assert interrupted.value.status == status
-        # The system's own handler is back: a second Ctrl-C ends the process at once.
-        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+        # After Ctrl-C the system's own handler is back: a second one ends the process at once.
+        default = signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+        assert default == (number == signal.SIGINT)
     assert signal.getsignal(number) == before
+
+
+def test_signals_that_come_together_are_both_received(monkeypatch):
+    """As where a terminal closes upon Ctrl-C. Python says so where one finds its handler gone."""
+    complaints, both = [], {signal.SIGHUP, signal.SIGINT}
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    with Interruption() as interruption:
+        signal.pthread_sigmask(signal.SIG_BLOCK, both)
+        for number in both:
+            os.kill(os.getpid(), number)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
+        with pytest.raises(Interrupted):
+            interruption.check()
+    assert complaints == []
 
 
 def test_the_end_of_the_terminal_is_ignored_under_nohup():

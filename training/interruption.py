@@ -48,7 +48,8 @@ class Interruption:
 
     def _receive(self, number: int, frame: object) -> None:
         self.received = number
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if number == signal.SIGINT:  # where it came with another signal, its turn is still to come
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def check(self) -> None:
         number = self.agree(self.received or 0)
