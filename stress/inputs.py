@@ -9,6 +9,7 @@ no program, and touches no network and no file but its own. Of a damaged file co
 the intact one, or nothing. `--only N` repeats one case. Needs Linux.
 """
 
+import ctypes
 import json
 import os
 import re
@@ -77,6 +78,7 @@ def carry_out(case: Case, box: Box, figures: bool) -> Outcome:
     folder = Path(tempfile.mkdtemp(dir=box.folder))
     try:
         script, *arguments = box.lay_out(case, folder / "in")
+        ctypes.CDLL(None).malloc_trim(0)  # or a command would fill what this process has freed
         resident, shared = map(int, Path("/proc/self/statm").read_text().split()[1:3])
         before = (resident - shared) * os.sysconf("SC_PAGE_SIZE")
         life = Life(script, arguments, folder, partial(box.enter, case, folder, figures))
@@ -102,7 +104,7 @@ def is_json(text: str) -> bool:
 
 def leftovers(folder: Path) -> str:
     """Half-written files, and JSON files that are none, a line each."""
-    paths = [Path(place, name) for place, _, names in os.walk(folder) for name in names]
+    paths = [Path(place, name) for place, *found in os.walk(folder) for name in sum(found, [])]
     half = [path for path in paths if path.name.endswith((".unfinished", ".partial"))]
     half += [path for path in paths if path.suffix == ".json" and not is_json(path.read_text())]
     return "".join(f"left {path}\n" for path in half)
@@ -158,7 +160,7 @@ def report(results: list[Result]) -> str:
         for kind in sorted({kind for kind, _ in counts})
     ]
     well = sum(verdict in WELL for _, verdict, *_ in results)
-    seconds, megabytes = (max(result[column] for result in results) for column in (2, 3))
+    seconds, megabytes = (max((r[column] for r in results), default=0) for column in (2, 3))
     took = f"the slowest took {seconds:.1f} s, the largest {megabytes} MB"
     return "\n".join([*lines, f"{well} of {len(results)} cases ended well; {took}"])
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torchvision.datasets import CIFAR10
 from tqdm import tqdm
 
@@ -103,6 +104,7 @@ def convert(classifier: object, path: Path, metadata: dict[str, str]) -> None:
 def hurry() -> None:
     """A few images and blank figures, no patience with servers, and all that is imported late."""
     tqdm.monitor_interval = 0  # no thread, for this process forks
+    Image.init()
     life.hurry(IMAGES)
     data.load = cache(data.load)
     vars(plots).update(dict.fromkeys((*FIGURES, "explanations"), life.blank))
