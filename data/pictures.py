@@ -17,12 +17,12 @@ from data.cifar10 import SIZE
 MOST_PIXELS = {
     "JPEG": 50_000_000,
     "MPO": 50_000_000,  # a JPEG that holds more than one picture
-    "PNG": 25_000_000,
+    "PNG": 16_000_000,
     "WEBP": 16_000_000,
     "AVIF": 16_000_000,
-    "GIF": 25_000_000,
-    "BMP": 25_000_000,
-    "TIFF": 25_000_000,
+    "GIF": 16_000_000,
+    "BMP": 16_000_000,
+    "TIFF": 16_000_000,
     "PPM": 1_000_000,  # with 16 bits a channel it is read slowly, by Python
 }
 ENOUGH = (1024, 1024)  # pixels, width and height, that decoding a JPEG keeps at least

@@ -186,7 +186,7 @@ def test_what_is_no_file_is_never_opened(tmp_path, monkeypatch):
 def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
     flat("1", 1, (9400, 9400)).save(tmp_path / "a.png")
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("decoded"))
-    with pytest.raises(data.PictureError, match="^more than 25,000,000 pixels"):
+    with pytest.raises(data.PictureError, match="^more than 16,000,000 pixels"):
         data.read_picture(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow's own limit comes first
     with pytest.raises(data.PictureError, match="^more than 50,000,000 pixels"):
