@@ -7,6 +7,7 @@ import os
 import runpy
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from torch.distributed import run as torchrun
+from tqdm import tqdm
 
 import data
 import plots
@@ -152,6 +154,8 @@ load = functools.cache(data.load)
 def get_ready() -> None:
     """Before the first life: start no thread, and read what all lives read."""
     torch.set_num_threads(1)
+    tqdm.monitor_interval = 0
+    tqdm.set_lock(threading.RLock())  # its own is shared with children, and one may die with it
     for split in ("train", "val"):
         load("sample", data.DEFAULT_DIRECTORY, split)
 
