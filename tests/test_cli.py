@@ -92,6 +92,7 @@ def is_picture(path):
 # ------------------------------------------------------------------------------------- train.py
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_files(run, finished):
     files = {path.name for path in run.iterdir()}
     assert (
@@ -323,6 +324,7 @@ def test_scores_are_those_of_the_last_epoch(run, tmp_path):
     assert all(is_picture(tmp_path / "figures" / name) for name in SCORED)
 
 
+@pytest.mark.slow
 def test_mirrored_scores_say_so(run, program, tmp_path):
     arguments = ["--checkpoint", run / "last.safetensors", "--output", tmp_path, "--device", "cpu"]
     status, out, _ = program("test.py", *arguments, "--tta")
@@ -330,6 +332,7 @@ def test_mirrored_scores_say_so(run, program, tmp_path):
     assert scores_of(out) != last_scores(run)
 
 
+@pytest.mark.slow
 def test_images_trained_on_are_called_so(run, program, tmp_path):
     arguments = [
         "--checkpoint",
@@ -528,6 +531,7 @@ def test_an_output_folder_that_cannot_be_written(refused, run, tmp_path):
     assert contents(tmp_path) == {"file": b"not a folder"}
 
 
+@pytest.mark.slow
 def test_a_figure_that_cannot_be_written(refused, run, tmp_path):
     for name in ("mistakes.png", "augmentation.png"):
         (tmp_path / name).mkdir()

@@ -33,12 +33,14 @@ def steps():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("model", NETWORKS)
 def test_a_step_never_waits_for_the_device(steps, model, precision):
     assert not steps[model, precision].waits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_default_network_stays_in_channels_last(steps, precision):
     """All that has the shape of a batch of square maps, forwards and backwards."""
@@ -57,6 +59,7 @@ def test_the_default_network_stays_in_channels_last(steps, precision):
     assert not left
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_default_network_computes_in_the_precision_asked_for(steps, precision):
     convolutions = [
@@ -67,6 +70,7 @@ def test_the_default_network_computes_in_the_precision_asked_for(steps, precisio
     assert len(convolutions) > 30 and set(convolutions) == {devices.PRECISIONS[precision]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_launches_a_step(steps, precision):
     launches = steps["under100k", precision].launches
@@ -110,6 +114,7 @@ def test_backward_node_by_node_is_backward():
         torch.testing.assert_close(p.grad, gradient)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_evaluation_on_cuda(precision):
     """Of a split it reads logits and labels once each."""

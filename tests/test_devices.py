@@ -96,6 +96,7 @@ def test_trying_out_draws_no_random_numbers():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", devices.PRECISIONS.values())
 def test_the_tiny_step_has_all_of_it_on_the_device(precision):
     """With fake CUDA tensors: an operation on tensors of two devices would be an error."""

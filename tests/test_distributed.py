@@ -267,6 +267,7 @@ def test_fewer_images_in_a_batch_than_processes():
 # --------------------------------------------------------------------------- two against one
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(job):
     """Without BatchNorm, for on CPUs each process normalises its own part. Parts are uneven, and
     one is empty; were the parts' gradients averaged as they are, this would be off by percents."""
@@ -280,6 +281,7 @@ def test_two_processes_train_as_one(job):
         assert row["loss"] == pytest.approx(other["loss"], rel=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["plain", "norm", "one step", "evaluated", "highest", "broadcast"])
 def test_both_processes_have_the_same(job, what):
     """Weights, BatchNorm's statistics, their moving average, metrics, predictions."""
@@ -291,6 +293,7 @@ def test_both_processes_have_the_same(job, what):
         assert not same(first[what]["model"], first[what]["ema"])
 
 
+@pytest.mark.slow
 def test_statistics_are_weighted_by_images(job):
     """Of the first BatchNorm, the mean over uneven parts is the mean over the batch."""
     _, (first, _) = job
@@ -301,6 +304,7 @@ def test_statistics_are_weighted_by_images(job):
     torch.testing.assert_close(found["1.running_var"], expected["1.running_var"], rtol=0.05, atol=0)
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_that_of_one_process(job):
     _, (first, _) = job
     expected = evaluated()
@@ -313,6 +317,7 @@ def test_an_evaluation_is_that_of_one_process(job):
 # ------------------------------------------------------------------------------------- whole runs
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_both_at_the_same_step(job):
     folder, results = job
     assert [result["interrupted"] for result in results] == [128 + signal.SIGTERM] * 2
@@ -333,6 +338,7 @@ def comparable(path):
     return checkpoint
 
 
+@pytest.mark.slow
 def test_a_resume_by_as_many_processes_is_exact(job):
     """With dropout, that each of them draws for itself."""
     folder, results = job
@@ -347,6 +353,7 @@ def test_a_resume_by_as_many_processes_is_exact(job):
     assert [round(row["train_accuracy"] * SHOWN, 6) % 1 for row in whole["history"]] == [0, 0]
 
 
+@pytest.mark.slow
 def test_a_resume_by_one_process(job, tmp_path, monkeypatch, capsys):
     folder, _ = job
     shutil.copytree(folder / "interrupted", tmp_path / "run")
@@ -364,6 +371,7 @@ def test_a_resume_by_one_process(job, tmp_path, monkeypatch, capsys):
     assert resumed["training"]["step"] == 8
 
 
+@pytest.mark.slow
 def test_only_the_main_process_speaks(job):
     folder, results = job
     assert [result["refused"] for result in results] == [2, 2]

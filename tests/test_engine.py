@@ -68,6 +68,7 @@ def same_weights(model, other):
 # ------------------------------------------------------------------------------------ evaluation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", models.names())
 @pytest.mark.parametrize("size", [1, 8, 19, 37])
 def test_evaluate_is_one_batch_of_everything_however_it_is_cut(name, size):

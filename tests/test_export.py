@@ -65,6 +65,7 @@ def answer(network):
     return answer
 
 
+@pytest.mark.slow
 def test_input_output_and_metadata_say_what_they_are(exported):
     for session, model in zip(exported.sessions, exported.models, strict=True):
         (pixels,), (logits, maps) = session.get_inputs(), session.get_outputs()
@@ -121,6 +122,7 @@ def test_without_maps_there_are_none(tmp_path):
     assert "maps" not in export.describe({"model": "", "classes": []}, None)
 
 
+@pytest.mark.slow
 def test_int8_stays_near(exported, answer):
     images = data.load("sample", ROOT, "val").images[:200]
     (logits,) = exported.sessions[1].run(["logits"], {"pixels": images.numpy()})
@@ -190,6 +192,7 @@ def test_a_missing_package_is_named_with_how_to_install_it(package, refused, mon
     assert f"needs {package} " in line and "pip install -r requirements-export.txt" in line
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line_and_writes_nothing(refused, weights, tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="exporting needs requirements-export.txt")

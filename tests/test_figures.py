@@ -46,6 +46,7 @@ class Clock:
         return self.now
 
 
+@pytest.mark.slow
 def test_weights_and_curves_are_there_after_each_epoch(training, monkeypatch):
     run, loaders, folder = training
     drawn, seen = [], []
@@ -122,6 +123,7 @@ def events_of(folder):
     return events.Reload()
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_recipe_rows_and_figures(training):
     pytest.importorskip("tensorboard")
     run, loaders, folder = training

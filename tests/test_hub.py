@@ -69,6 +69,7 @@ def load(repository, pretrained):
     return subprocess.run(command, cwd=repository / "elsewhere", capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_pretrained_network_needs_only_torch(repository, weights, network):
     (repository / "checkpoints").mkdir()
     shutil.copy(weights, repository / "checkpoints" / "under100k.safetensors")
@@ -98,6 +99,7 @@ def test_what_cannot_be_loaded_is_said_in_one_line(repository):
     assert not network.training and not network.config.attention
 
 
+@pytest.mark.slow
 def test_a_program_keeps_its_own_modules_before_and_after(repository, weights):
     """The program has modules of its own under each of our names, one of them imported before."""
     (repository / "checkpoints").mkdir()

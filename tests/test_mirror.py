@@ -62,6 +62,7 @@ def test_the_first_layer_turns_the_mirror_into_an_exchange_of_halves():
     torch.testing.assert_close(stem(x.flip(3)), mirrored(stem(x)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "switch", ["none", "separable", "dilated", "transposed", "unshuffle", "attention"]
 )

@@ -209,6 +209,7 @@ def words(figure: Figure) -> str:
     return " ".join(" ".join(text.get_text() for text in shown_texts(figure)).split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAW)
 def test_a_complete_png_with_readable_text(name, tmp_path, figures):
     with warnings.catch_warnings():
@@ -362,6 +363,7 @@ def contrast(first: tuple[float, ...], second: tuple[float, ...]) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
+@pytest.mark.slow
 def test_mistakes_are_the_most_confident_ones_in_order(tmp_path, figures):
     images, true, predicted, confidence = predictions(60)
     predicted[::2] = true[::2]  # correct, and to be left out
@@ -473,6 +475,7 @@ def test_time_to_accuracy_draws_percent_over_minutes_and_the_target(tmp_path, fi
     assert axes.get_xscale() == "log" and "82.19 %" in words(figures[0])
 
 
+@pytest.mark.slow
 def test_predictions_stand_over_their_pictures(tmp_path, figures):
     images, names, classes = pictures(50)
     plots.predictions(images, names, classes, tmp_path / "figure.png", title="")
@@ -484,6 +487,7 @@ def test_predictions_stand_over_their_pictures(tmp_path, figures):
     assert lines == ["a_name_of\u2026tters.jpeg", "plane: 90.0 %", "car: 80.0 %", "bird: 70.0 %"]
 
 
+@pytest.mark.slow
 def test_explanations_draw_each_gate_against_its_mean(tmp_path, figures):
     images, captions, maps, gates = explained(3)
     plots.explanations(images, captions, maps, gates, tmp_path / "figure.png", title="")

@@ -68,6 +68,7 @@ def test_a_recipe_by_its_name_and_what_is_changed():
     assert report.recipe_name("under100k", changed) == "short with epochs 2, cutout 4"
 
 
+@pytest.mark.slow
 def test_the_sample_in_place_of_cifar10_is_called_so(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "find", lambda *arguments, **options: "sample")
     out = trained(tmp_path / "a", "--epochs", "1")
@@ -187,6 +188,7 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_the_epoch_its_scores_and_the_time_left(trained, tmp_path, monkeypatch):
     """And the forecast, where the first epoch takes longer than it is waited for."""
     terminal = Terminal()

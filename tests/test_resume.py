@@ -97,6 +97,7 @@ def at_step(monkeypatch, number, action):
 # ------------------------------------------------------------------------------------ exact resume
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model, precision, ema_decay",
     [
@@ -174,6 +175,7 @@ def test_a_row_that_a_kill_left_out_is_written(command, tmp_path):
 # ----------------------------------------------------------------------------------------- signals
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
@@ -214,6 +216,7 @@ def test_a_terminal_that_closes_saves_the_run(tmp_path):
 # ------------------------------------------------------------------------------------ --resume auto
 
 
+@pytest.mark.slow
 def test_one_command_in_a_loop(command, tmp_path, undisturbed):
     flags = [*FP32, "--output", tmp_path / "a", "--resume", "auto"]
     statuses = []
@@ -225,6 +228,7 @@ def test_one_command_in_a_loop(command, tmp_path, undisturbed):
     assert command(*flags)[0] == 0  # it is over
 
 
+@pytest.mark.slow
 def test_auto_without_a_folder_takes_the_newest_of_the_network(command, tmp_path, monkeypatch):
     monkeypatch.setattr(settings, "RUNS", tmp_path / "runs")
     for name in ("baseline-1", "baseline-2", "under100k-3"):
@@ -254,6 +258,7 @@ def contents(folder):
     return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("evaluated", ["val", "none"])
 def test_a_run_that_is_over_is_left_as_it_is(command, tmp_path, monkeypatch, evaluated):
     monkeypatch.setattr(train, "draw", figures.draw)
@@ -271,6 +276,7 @@ def test_a_run_that_is_over_is_left_as_it_is(command, tmp_path, monkeypatch, eva
     assert contents(run).keys() == before.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("auto", [False, True])
 @pytest.mark.parametrize(
     "there",
@@ -313,6 +319,7 @@ def flip(path):
     path.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [truncate, flip, os.remove])
 def test_the_checkpoint_before_stands_in_for_a_damaged_one(command, tmp_path, undisturbed, damage):
     run = tmp_path / "a"
@@ -343,6 +350,7 @@ def test_two_damaged_checkpoints_are_never_overwritten(command, tmp_path):
     assert {path: path.read_bytes() for path in run.iterdir()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -457,6 +465,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(command, tmp_path, undisturb
 # -------------------------------------------------------------------------------- other machines
 
 
+@pytest.mark.slow
 def test_compiled_networks_are_saved_under_their_own_names(interrupted):
     checkpoint = checkpoints.load_checkpoint(interrupted)
     run = build_run(settings_of(checkpoint, {}, interrupted), torch.device("cpu"), STEPS)

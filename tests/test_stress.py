@@ -31,6 +31,7 @@ def test_nothing_is_lost(command, found):
     assert found in tool(*command.split())
 
 
+@pytest.mark.slow
 def test_hostile_inputs_of_every_kind():
     line = tool("inputs", "--cases", 100, "--processes", 1)
     assert line.startswith("100 of 100 cases ended well")

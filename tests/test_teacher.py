@@ -161,6 +161,7 @@ def test_a_teacher_that_knows_the_images_to_score_on_is_said_to(tmp_path, capsys
 # ----------------------------------------------------------------------------------------- the run
 
 
+@pytest.mark.slow
 def test_a_teacher_is_kept_by_its_digest_and_resumed_exactly(train, tmp_path, teachers):
     flags = [*FLAGS, "--teacher", *teachers]
     status, out, err = train(*flags, "--output", tmp_path / "a")
@@ -189,6 +190,7 @@ def test_a_teacher_teaches(train, tmp_path, teachers):
     assert torch.equal(states[0], states[2])  # settings of a teacher that is not there
 
 
+@pytest.mark.slow
 def test_another_teacher_is_refused_and_nothing_is_lost(train, refused, tmp_path, teachers):
     one, two = teachers
     run = tmp_path / "run"

@@ -40,6 +40,7 @@ def test_an_error_of_the_user_is_one_line_and_status_2(capsys, monkeypatch):
         utils.run_script(fails)
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_enough_is_no_error():
     code = "import utils; utils.run_script(lambda: print('line\\n' * 100_000))"
     script = subprocess.Popen(
@@ -69,6 +70,7 @@ def test_ctrl_c_while_pytorch_is_imported_says_nothing(script, tmp_path):
     assert process.returncode == -signal.SIGINT  # which a shell calls 130
 
 
+@pytest.mark.slow
 def test_closed_streams_are_no_error(tmp_path):
     """Nor is a file that is opened taken for one of them."""
     code = (
@@ -84,6 +86,7 @@ def test_closed_streams_are_no_error(tmp_path):
     assert (tmp_path / "file").read_bytes() == b""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("main", ["lambda: print('line')", "lambda: (print('line'), exit(0))"])
 def test_a_full_standard_output_is_one_line(main):
@@ -99,6 +102,7 @@ def test_a_full_standard_output_is_one_line(main):
     assert process.stderr.count(b"\n") == 1 and b"No space left" in process.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_an_error_that_cannot_be_printed_keeps_its_status():
     code = "import utils; utils.run_script(lambda: open('/no/such/file'), OSError)"
@@ -117,6 +121,7 @@ def test_foreign_text_becomes_one_short_line():
     assert len(long) == 100 and long.startswith("aaa") and "…" in long and long.endswith("x1b")
 
 
+@pytest.mark.slow
 def test_what_is_logged_is_cleaned_too():
     code = (
         "import logging, utils;"
