@@ -7,7 +7,6 @@ evaluation, checkpoint and figure an epoch. From the first tenth of the epochs t
 and open files must not grow, nor the time of a step. Needs Linux (/proc).
 """
 
-import os
 import statistics
 import sys
 import tempfile
@@ -27,7 +26,6 @@ from training import run_folder
 
 BATCH, EPOCH = 2, 100  # images a step, steps an epoch
 MEGABYTES, SLOWER = 8.0, 1.25  # that the memory may grow by, and what a step may take of its time
-PAGE = os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,13 @@ class Tenths:
         return Tenths(statistics.median(values[:size]), statistics.median(values[-size:]))
 
 
+def anonymous(process: Path) -> float:
+    """Megabytes that a process has in memory, without what is mapped from files, such as libraries,
+    which the system takes and gives back as it likes."""
+    lines = (process / "status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
+
+
 def train(epochs: int, folder: Path) -> tuple[Tenths, Tenths, Tenths]:
     """Megabytes, open files, and milliseconds a step, of a training of that many epochs."""
     flags = f"--epochs {epochs} --batch-size {BATCH} --checkpoint-minutes 5"
@@ -55,7 +60,7 @@ def train(epochs: int, folder: Path) -> tuple[Tenths, Tenths, Tenths]:
         while life.goes_on():
             with suppress(OSError):  # where it has just ended
                 files.append(len(list((process / "fd").iterdir())))
-                memory.append(int((process / "statm").read_text().split()[1]) * PAGE)
+                memory.append(anonymous(process))
             bar.update(history.read_bytes().count(b"\n") * EPOCH - EPOCH - bar.n)
             time.sleep(0.2)
     if life.status != 0:
