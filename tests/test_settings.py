@@ -29,7 +29,7 @@ def test_a_run_is_scored_on_images_that_it_is_not_trained_on():
 
 def test_recipes_have_names_and_flags_come_after_them():
     default = RECIPES["under100k"]
-    short = replace(default, epochs=16, ema_decay=0.98, cutout=0, mixup=0.0)
+    short = replace(default, epochs=16, warmup=0.2, ema_decay=0.98, cutout=0, mixup=0.0)
     assert named_recipe("under100k", "default") == default
     assert new_settings({**SAMPLE, "recipe": "short"}, CPU).recipe == short
     given = {**SAMPLE, "recipe": "short", "epochs": 3}

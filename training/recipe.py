@@ -76,29 +76,35 @@ RECIPES = {
         padding_mode="zeros",
     ),
     "under100k": Recipe(
-        epochs=150,
+        epochs=36,
         batch_size=128,
         optimizer="muon",
         learning_rate=0.1,
         schedule="linear",
-        warmup=0.2,
+        warmup=0.15,
         weight_decay=5e-4,
         muon_weight_decay=0.02,
         label_smoothing=0.1,
         ema_decay=0.998,
         flip="none",  # the network knows mirrors
         cutout=8,
-        mixup=0.4,
+        mixup=0.2,
     ),
 }
 RECIPES |= dict.fromkeys(("under50k", "under25k"), replace(RECIPES["under100k"], epochs=100))
 # Smoothed labels would take from a teacher what it knows of how alike two classes are (Mueller et
 # al. 2019, arXiv:1906.02629).
-RECIPES["teacher"] = replace(RECIPES["under100k"], epochs=40, label_smoothing=0.0, mixup=0.2)
+RECIPES["teacher"] = replace(RECIPES["under100k"], epochs=40, label_smoothing=0.0)
 
 # The recipe by name: "default" is the network's own. "short" is it with what a budget of a few
 # epochs asks for: a shorter average of the weights, and no more augmentation than it can use.
-SHORT: dict[str, Any] = {"epochs": 16, "ema_decay": 0.98, "cutout": 0, "mixup": 0.0}
+SHORT: dict[str, Any] = {
+    "epochs": 16,
+    "warmup": 0.2,
+    "ema_decay": 0.98,
+    "cutout": 0,
+    "mixup": 0.0,
+}
 NAMES = ("default", "short")
 
 
