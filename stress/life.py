@@ -16,6 +16,7 @@ from multiprocessing.sharedctypes import RawArray, RawValue
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch.distributed import run as torchrun
 from tqdm import tqdm
@@ -152,12 +153,14 @@ load = functools.cache(data.load)
 
 
 def get_ready() -> None:
-    """Before the first life: start no thread, and read what all lives read."""
+    """Before the first life: start no thread, and read and import what all lives do. Another user
+    may not be able to."""
     torch.set_num_threads(1)
     tqdm.monitor_interval = 0
     tqdm.set_lock(threading.RLock())  # its own is shared with children, and one may die with it
     for split in ("train", "val"):
         load("sample", data.DEFAULT_DIRECTORY, split)
+    safetensors.torch.save({"imports": torch.zeros(1)})  # numpy's parts, at the first save
 
 
 def hurry(images: int) -> None:

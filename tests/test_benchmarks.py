@@ -124,7 +124,7 @@ def test_a_process_measures_its_steps_and_page_faults(tmp_path, monkeypatch, cap
     monkeypatch.setattr(common, "QUICK_IMAGES", 16)
     page_faults.print_measures(tmp_path, quick=True)
     seconds, processor, faults, peak = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert 0 < seconds < 10 and 0 < processor < 10 and faults > 0 and 0.1 < peak < 10
+    assert 0 < seconds < 10 and 0 < processor < 10 and faults >= 0 and 0.1 < peak < 10
 
 
 def test_rates_count_what_comes_after_the_warm_up(monkeypatch):
