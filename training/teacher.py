@@ -13,7 +13,6 @@ from torch import Tensor, nn
 import data
 import utils
 from models.mirror import untied
-from training.engine import averaged
 from training.weights import load_network
 
 
@@ -26,7 +25,12 @@ class TeacherFile:
 
 
 class Teacher:
-    """Trained networks as one: the mean of their probabilities."""
+    """Trained networks that share the work: each answers for its own part of the batch.
+
+    The order of the images is drawn anew in every epoch, so an image meets all of them in time, and
+    the loss is linear in a teacher's probabilities: what the student learns on average is the mean
+    of the networks, at the cost of one.
+    """
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         self.networks = networks
@@ -34,7 +38,10 @@ class Teacher:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> logits (N, K), in the precision that the caller trains in."""
-        return averaged(torch.stack([network(images) for network in self.networks]))
+        parts = images.tensor_split(len(self.networks))
+        # A batch of fewer images than there are networks leaves some of them without one.
+        pairs = zip(self.networks, parts, strict=True)
+        return torch.cat([network(part) for network, part in pairs if len(part)])
 
 
 def load_teacher(files: Sequence[TeacherFile], device: torch.device) -> Teacher | None:
