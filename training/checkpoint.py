@@ -38,19 +38,24 @@ DAMAGED = (
 def encode(content: dict[str, Any]) -> tuple[str, dict[str, Tensor]]:
     """Nested dicts and lists as JSON, and their tensors, by the keys that lead to them."""
     tensors: dict[str, Tensor] = {}
+    return json.dumps(_lift(content, "", tensors)), tensors
 
-    def walk(tree: Any, name: str) -> Any:
-        if isinstance(tree, dict):
-            return {str(key): walk(value, f"{name}/{key}") for key, value in tree.items()}
-        if isinstance(tree, list | tuple):
-            return [walk(value, f"{name}/{index}") for index, value in enumerate(tree)]
-        if not isinstance(tree, Tensor):
-            return tree
-        name = name.removeprefix("/")
-        tensors[name] = tree.detach().to("cpu", copy=True).contiguous()
-        return {TENSOR: name}
 
-    return json.dumps(walk(content, "")), tensors
+def _lift(tree: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """What stands for `tree` in the JSON; its tensors go into `tensors`.
+
+    No function within `encode`: one that calls itself is a cycle, which would keep the tensors of
+    every checkpoint until the collector comes.
+    """
+    if isinstance(tree, dict):
+        return {str(key): _lift(value, f"{name}/{key}", tensors) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_lift(value, f"{name}/{index}", tensors) for index, value in enumerate(tree)]
+    if not isinstance(tree, Tensor):
+        return tree
+    name = name.removeprefix("/")
+    tensors[name] = tree.detach().to("cpu", copy=True).contiguous()
+    return {TENSOR: name}
 
 
 def decode(text: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
