@@ -42,7 +42,7 @@ class ArgumentParser(argparse.ArgumentParser):
     """argparse's, but what is wrong is said in one line, without the usage before it."""
 
     def error(self, message: str) -> NoReturn:
-        # "--epochs 0: choose 1 to 100000", in whose place argparse has "argument --epochs: 0: …".
+        # "--epochs 0: choose 1 to 2000", in whose place argparse has "argument --epochs: 0: …".
         line = re.sub(r"^argument (\S+): ", r"\1 ", message)
         self.exit(2, f"{self.prog}: error: {clean(line)}\n")
 

@@ -330,7 +330,8 @@ def test_the_checkpoint_before_stands_in_for_a_damaged_one(command, tmp_path, un
     with interrupted_after(1):
         status, _, err = command(*FP32, "--output", run, "--resume", "auto")
     assert status == 143
-    assert err.count("\n") == 1 and f"going on from {run_folder.PREVIOUS}" in err
+    fault = "is missing" if damage is os.remove else "is not intact"
+    assert err.count("\n") == 1 and f"{fault}: going on from {run_folder.PREVIOUS}" in err
     if damage is not os.remove:  # the damaged file is gone, what stood in for it is not
         assert (run / run_folder.PREVIOUS).read_bytes() == older
     status, _, err = command(*FP32, "--output", run, "--resume", "auto")

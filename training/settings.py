@@ -253,11 +253,12 @@ def open_folder(plan: Plan, held: ExitStack) -> None:
     """Lock the run's folder, and refuse one that holds another run."""
     if not plan.locked:
         held.enter_context(run_folder.locked(plan.output))
+    absent = plan.resumed is not None and not plan.resumed.exists()
     run_folder.claim(plan.output, plan.resumed, plan.source)
     if plan.source is not None and plan.source != plan.resumed:
-        older = plan.source.name
-        damaged = utils.clean(plan.resumed)
-        print(f"{damaged} is not intact: going on from {older}, the one before", file=sys.stderr)
+        older, fault = plan.source.name, "is missing" if absent else "is not intact"
+        newest = utils.clean(plan.resumed)
+        print(f"{newest} {fault}: going on from {older}, the one before", file=sys.stderr)
 
 
 # What a run does not keep, so that the command that resumes it must say it again.
