@@ -1,9 +1,9 @@
-"""Write a checkpoint's network as ONNX, in fp32 and quantised to int8, and measure both beside it.
+"""Export a checkpoint to ONNX, in fp32 and quantised to int8, and compare both with PyTorch.
 
-Both files take uint8 RGB pixels (batch, 3, 32, 32), of any batch size, and give logits
-(batch, 10): the normalisation is inside. Their metadata name the classes. With --maps they also say
-how much each pixel of the last features speaks for each class: maps (batch, 10, 16, 16), whose mean
-plus the bias of the class is its logit.
+Both files take uint8 RGB pixels (batch, 3, 32, 32), of any batch size, and return logits
+(batch, 10): the normalisation is inside. Their metadata name the classes. With --maps they also
+return class activation maps (batch, 10, 16, 16): how much each pixel of the last features supports
+each class. A map's mean plus the bias of its class is the logit.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from training import engine, onnx_files, weights
 from training.flags import Setting, add_flag, folder
 from training.onnx_files import INPUT, OPSET, OUTPUT, PixelClassifier
 
-CALIBRATION = Setting("training images that set the ranges of int8", at_least=1, at_most=45_000)
+CALIBRATION = Setting("training images that calibrate int8", at_least=1, at_most=45_000)
 BATCH_SIZE = 100
 TOLERANCE = 1e-3  # of the logits, between PyTorch and the same network in ONNX
 NETWORKS = ("PyTorch fp32", "ONNX fp32", "ONNX int8")
@@ -47,10 +47,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--output",
         type=folder,
         metavar="DIR",
-        help="folder of NAME.onnx and NAME.int8.onnx (that of the checkpoint NAME)",
+        help="folder for NAME.onnx and NAME.int8.onnx (the folder of the checkpoint NAME)",
     )
     add_flag(parser, "calibration_images", CALIBRATION, 1000)
-    add("--maps", action="store_true", help="also give class activation maps, as a second output")
+    add("--maps", action="store_true", help="add class activation maps as a second output")
     return parser.parse_args(argv)
 
 
@@ -64,7 +64,7 @@ def evaluate(run: Callable[[Tensor], Tensor], split: data.Split) -> engine.Evalu
 def latencies(runs: Sequence[Callable[[Tensor], Tensor]], image: Tensor) -> list[float]:
     """The median time in seconds that each of `runs` takes for one `image` (1, 3, 32, 32).
 
-    They take turns, so that whatever else the machine does falls on all of them.
+    They take turns, so that other work on the machine slows all of them alike.
     """
     seconds: list[list[float]] = [[] for _ in runs]
     threads = torch.get_num_threads()
@@ -81,7 +81,7 @@ def latencies(runs: Sequence[Callable[[Tensor], Tensor]], image: Tensor) -> list
 
 
 def check(reference: engine.Evaluation, exported: engine.Evaluation) -> None:
-    """Raises utils.RunError where ONNX does not compute what PyTorch does."""
+    """Raises utils.RunError if ONNX and PyTorch give different logits."""
     difference = float((reference.logits - exported.logits).abs().max())
     if not difference <= TOLERANCE:
         raise utils.RunError(
@@ -95,9 +95,9 @@ def report(
     evaluations: Sequence[engine.Evaluation],
     seconds: Sequence[float],
 ) -> str:
-    """The table, a row a network; the first is what the others are compared with.
+    """The table, one row per network; the others are compared with the first.
 
-    `sizes` are in bytes, `seconds` those of one image.
+    `sizes` are in bytes, `seconds` per image.
     """
     header = ("", "size", "accuracy", "largest difference", "equal predictions", "latency")
     lines = ["{:<13}{:>9}{:>22}{:>21}{:>20}{:>11}".format(*header)]
@@ -117,12 +117,12 @@ def report(
 def load_images(
     source: str, directory: Path, download_url: str | None, count: int
 ) -> tuple[Tensor, data.Split]:
-    """`count` training images (N, 3, 32, 32) uint8 that set the ranges of int8, drawn at random,
-    and the validation split.
+    """`count` random training images, uint8 (N, 3, 32, 32), that calibrate int8, and the
+    validation split.
 
     Raises:
-        data.DataError: they are not there and cannot be had.
-        utils.RunError: there are not so many.
+        data.DataError: they are missing and cannot be downloaded.
+        utils.RunError: there are fewer than `count`.
     """
     data.find(source, directory, need=("train", "val"), download_url=download_url)
     train, val = (data.load(source, directory, name) for name in ("train", "val"))
@@ -133,7 +133,7 @@ def load_images(
 
 
 def describe(checkpoint: dict[str, Any], bias: Sequence[float] | None) -> dict[str, str]:
-    """The metadata of the files; `bias` of each class, where they hold maps."""
+    """The metadata of the files; `bias`: of each class, if they return maps."""
     metadata = {
         "model": checkpoint["model"],
         "classes": json.dumps(checkpoint["classes"]),
@@ -175,9 +175,9 @@ def main(argv: list[str] | None = None) -> None:
     check(*evaluations[:2])
     sizes = [4 * utils.count_parameters(classifier), *map(len, contents)]
     of_sample = " of the built-in sample" if source == "sample" else ""
-    print(f"{len(val)} images of the val split{of_sample}; differences are of logits, to PyTorch:")
+    print(f"{len(val)} images of the val split{of_sample}; differences are in logits, from PyTorch's:")
     print(report(sizes, evaluations, latencies(runs, val.images[:1])))
-    print("Latency: one image on one thread, the median of calls taken in turn.")
+    print("Latency: one image on one thread, the median of interleaved calls.")
     if seen := weights.seen_in_training(checkpoint["data"], val):
         print(seen)
     for suffix, content in zip((".onnx", ".int8.onnx"), contents, strict=True):

@@ -2,8 +2,8 @@
 
     network = torch.hub.load(REPO, "under100k", pretrained=True, source="local")
 
-REPO is the folder of this repository. The program that loads a network may have modules of its own
-under the names that this repository uses: it keeps them.
+REPO is the folder of this repository. Modules of the calling program that share a
+name with this repository's are left alone.
 """
 
 import importlib.util  # modules alone: torch.hub lists every function here as a network
@@ -20,7 +20,7 @@ dependencies = ["torch", "safetensors"]
 
 
 def _import_models() -> types.ModuleType:
-    """The package models/, under a name that no other module has: its own, and the folder's."""
+    """The package models/, under a unique name, made of its own and a hash of the folder."""
     folder = pathlib.Path(__file__).resolve().parent / "models"
     name = f"cifar10_under100k_models_{zlib.crc32(bytes(folder)):08x}"
     if name not in sys.modules:
@@ -41,18 +41,18 @@ _models = _import_models()
 def under100k(pretrained: bool = False, **config: object) -> torch.nn.Module:
     """The default network in evaluation mode: normalised images (N, 3, 32, 32) -> logits (N, 10).
 
-    With `pretrained` it has the released weights, and says in two attributes what they were
-    trained with: `normalization`, {"mean": [r, g, b], "std": [r, g, b]} of pixels in [0, 1], so
-    that the input is (pixels - mean) / std; and `classes`, the names of the ten logits. Without,
-    its weights are fresh, and `config` overrides fields of its config.
+    With `pretrained` it has the released weights and two attributes: `normalization`,
+    {"mean": [r, g, b], "std": [r, g, b]} of pixels in [0, 1], so that the input is
+    (pixels - mean) / std; and `classes`, the names of the ten logits. Without `pretrained` its
+    weights are random, and `config` overrides fields of its config.
 
     Raises:
-        ValueError: the released weights are not there, or `config` does not fit.
+        ValueError: the released weights are missing, or `config` is invalid.
     """
     if not pretrained:
         return _models.build("under100k", **config).eval()
     if config:
-        raise ValueError("the released weights have a config of their own: pass no other")
+        raise ValueError("the released weights have their own config: pass no config")
     if not _models.RELEASED_WEIGHTS.exists():
         raise ValueError(
             f"no released weights at {_models.RELEASED_WEIGHTS}: load with pretrained=False"

@@ -1,10 +1,9 @@
-"""Say what pictures of your own show: the likeliest classes and their probabilities.
+"""Classify your own pictures: print the likeliest classes and their probabilities.
 
-A picture may be of any size and mode. It is turned as its EXIF orientation says and laid over
-white where it is transparent; of an animation the first frame counts. The square at its centre, or
-with --whole all of it, is shrunk, with antialiasing, to the 32 x 32 pixels that the network takes.
-What is no picture gets a line on standard error and is passed over. Exit status: 0, or 2 if not one
-picture could be read.
+A picture may have any size and mode. Its EXIF orientation is applied, transparency becomes white,
+and of an animation only the first frame is read. The central square, or with --whole the complete
+picture, is shrunk with antialiasing to the network's 32 x 32 pixels. Other files are skipped with a
+line on standard error. Exit status: 0, or 2 if no picture could be read.
 """
 
 import argparse
@@ -28,11 +27,11 @@ import utils
 from training import weights
 from training.flags import Setting, add_flag, file
 
-TOP = Setting("classes a picture", at_least=1, at_most=len(data.CLASSES))
+TOP = Setting("classes per picture", at_least=1, at_most=len(data.CLASSES))
 BATCH_SIZE = 100
 SAMPLE_WARNING = (
-    "predict.py: warning: these weights were trained on the 2,000 images of the built-in sample,"
-    " which is too few to rely on"
+    "predict.py: warning: these weights were trained on the 2,000 images of the built-in sample:"
+    " do not rely on them"
 )
 
 Prediction = list[tuple[str, float]]  # classes and their probabilities, the likeliest first
@@ -47,37 +46,39 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         type=file,
         nargs="+",
         metavar="PICTURE",
-        help="a picture, or a folder: all files in it but hidden ones, without its subfolders",
+        help="a picture, or a folder of pictures (hidden files and subfolders are skipped)",
     )
-    add("--whole", action="store_true", help="classify all of a picture, not its central square")
-    add("--json", action="store_true", help="print a line of JSON a picture instead of a table")
+    add(
+        "--whole", action="store_true", help="classify the complete picture, not its central square"
+    )
+    add("--json", action="store_true", help="print one JSON object per line instead of a table")
     add_flag(parser, "top", TOP, 3)
     add(
         "--grid",
         type=png_path,
         metavar="FILE",
-        help=f"draw the first {plots.MAX_PREDICTIONS} pictures and their classes, as PNG",
+        help=f"draw the first {plots.MAX_PREDICTIONS} pictures with their classes as a PNG",
     )
     return parser.parse_args(argv)
 
 
 def png_path(text: str) -> Path:
-    """The path of a PNG that can be written. Raises argparse.ArgumentTypeError where it cannot."""
+    """A path to write a PNG to. Raises argparse.ArgumentTypeError if it cannot be written there."""
     path = Path(text)
     if path.suffix.lower() != ".png":
-        raise argparse.ArgumentTypeError(f"{text!r} is no name that ends in .png")
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .png")
     if path.exists() and not path.is_file():
-        raise argparse.ArgumentTypeError(f"{text} is there, and is not a file")
+        raise argparse.ArgumentTypeError(f"{text} exists and is not a file")
     if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text}: there is no folder {path.parent}")
+        raise argparse.ArgumentTypeError(f"{text}: folder {path.parent} does not exist")
     return path
 
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and those in the folders named, by name.
+    """The files among `paths`, and the files in the folders among them, sorted by name.
 
     Raises:
-        utils.RunError: there is none.
+        utils.RunError: there are none, or a folder cannot be read.
     """
     found = []
     for path in paths:
@@ -85,20 +86,22 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
             try:
                 entries = sorted(path.iterdir())
             except OSError as error:
-                raise utils.RunError(f"cannot look into {path}: {error.strerror}") from error
+                raise utils.RunError(f"cannot read folder {path}: {error.strerror}") from error
             found += [p for p in entries if not p.name.startswith(".") and not p.is_dir()]
         else:
             found.append(path)
     if not found:
-        raise utils.RunError(f"no picture in {', '.join(map(str, paths))}")
+        raise utils.RunError(f"no pictures in {', '.join(map(str, paths))}")
     return found
 
 
 def read_batches(
     paths: Sequence[Path], padding: Sequence[float] | None
 ) -> Iterator[tuple[list[Path], Tensor]]:
-    """Batches of those pictures that can be read, uint8 (N, 3, 32, 32), with their paths; a line
-    on standard error for each of the others. `padding` is as in `data.read_picture`."""
+    """Batches of the readable pictures, uint8 (N, 3, 32, 32), with their paths.
+
+    Prints a line on standard error for each of the others. `padding` is as in `data.read_picture`.
+    """
     for start in range(0, len(paths), BATCH_SIZE):
         read, images = [], []
         for path in paths[start : start + BATCH_SIZE]:

@@ -13,11 +13,10 @@ GIGABYTE = 1 << 30
 
 
 def begin() -> None:
-    """Let Ctrl-C end the process without a traceback, until `utils.run_script` takes over, open
-    what the shell has closed (`>&-`), and keep freed memory.
+    """Let Ctrl-C end the process without a traceback until `utils.run_script` takes over, reopen
+    the standard streams that the shell closed (`>&-`), and keep freed memory.
 
-    Without the second the next file that is opened would be standard output, and whatever is
-    printed would be written into it.
+    Otherwise the next file opened would become standard output, and prints would go into it.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -34,8 +33,7 @@ def keep_memory() -> bool:
     """Have glibc keep freed blocks for the next ones; returns whether it does.
 
     A training step frees tensors of 8 to 17 MB and allocates them again. Each time, glibc would
-    give their pages back to the kernel, which then has to clear new ones. Without glibc nothing
-    happens.
+    return their pages to the kernel, which then has to clear new ones. Does nothing without glibc.
     """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
         return False

@@ -1,4 +1,4 @@
-"""Score a checkpoint: loss, accuracy, each class, and figures of what it gets wrong."""
+"""Score a checkpoint: loss, accuracy, accuracy by class, and figures of its mistakes."""
 
 import argparse
 from datetime import datetime
@@ -22,19 +22,17 @@ from training import devices, engine, weights
 from training.flags import Setting, add_flag, folder
 
 ROOT = Path(__file__).resolve().parent
-SPLIT = Setting("images to score, by default test, of the sample val", ("test", "val", "train"))
+SPLIT = Setting("split to score, by default test, or val for the sample", ("test", "val", "train"))
 EXPLAINED = Setting(
-    "draw what the network looks at in the first N images, by Grad-CAM, and what its channel"
-    " attention does",
+    "draw Grad-CAM and channel attention for the first N images",
     at_least=1,
     at_most=plots.MAX_EXPLANATIONS,
 )
 # fp32, so that every machine gives the same figures.
-PRECISION = Setting("of the mixed precision", ("auto", *devices.PRECISIONS))
+PRECISION = Setting("of the computation", ("auto", *devices.PRECISIONS))
 BATCH_SIZE = 500
 SAMPLE_WARNING = (
-    "*** NOT CIFAR-10: scoring the few images of the built-in sample. Ask for CIFAR-10 with"
-    " --data cifar10. ***"
+    "*** NOT CIFAR-10: scoring the small built-in sample. For CIFAR-10, pass --data cifar10. ***"
 )
 
 
@@ -44,9 +42,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     weights.add_data(parser)
     add = parser.add_argument
     add_flag(parser, "split", SPLIT, None, str)
-    add("--output", type=folder, metavar="DIR", help="folder of figures (runs/test-NETWORK-TIME)")
+    add(
+        "--output",
+        type=folder,
+        metavar="DIR",
+        help="folder for the figures (runs/test-NETWORK-TIME)",
+    )
     add_flag(parser, "explain", EXPLAINED, None, int)
-    add("--tta", action="store_true", help="average with the mirrored image")
+    add("--tta", action="store_true", help="average over each image and its mirror image")
     add("--device", metavar="NAME", default="auto", help="auto, cpu, cuda, cuda:1 or mps (auto)")
     add_flag(parser, "precision", PRECISION, "fp32")
     return parser.parse_args(argv)
@@ -55,11 +58,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def load_split(
     source: str, split: str | None, directory: Path, download_url: str | None
 ) -> data.Split:
-    """The images to score; by default CIFAR-10's test split, and of the sample, which has none,
-    the validation split.
+    """The images to score; by default the test split, or the sample's validation split, because
+    the sample has no test split.
 
     Raises:
-        data.DataError: they are not there and cannot be had.
+        data.DataError: they are missing and cannot be downloaded.
     """
     split = split or ("val" if source == "sample" else "test")
     data.find(source, directory, need=(split,), download_url=download_url)
@@ -72,7 +75,7 @@ def make_loader(
     device: torch.device,
     precision: torch.dtype,
 ) -> data.Loader:
-    """All images of the split, in order and as they are."""
+    """All images of the split, in their order, without augmentation."""
     return data.Loader(
         split,
         min(BATCH_SIZE, len(split)),
@@ -107,7 +110,7 @@ def draw(
     title: str,
     output: Path,
 ) -> None:
-    """Confusion matrix, accuracy of each class, and the most confident mistakes."""
+    """Draw the confusion matrix, the accuracy of each class and the most confident mistakes."""
     confusion = evaluation.confusion
     correct, total = confusion.diag(), confusion.sum(1)
     plots.confusion_matrix(confusion, classes, output / "confusion_matrix.png", title=title)
@@ -133,8 +136,10 @@ def draw_explanations(
     title: str,
     output: Path,
 ) -> None:
-    """What the network looks at in the first `count` images of `split`, of which `images`
-    (M, 3, 32, 32), normalised, are the first M, M >= count."""
+    """Draw Grad-CAM and channel attention for the first `count` images of `split`.
+
+    `images` (M, 3, 32, 32) are the first M images of the split, normalised, M >= count.
+    """
     predicted = evaluation.predictions[:count]
     maps = explain.grad_cam(model, images[:count], predicted.to(images.device))
     gates = explain.attention_gates(model, images)
@@ -165,7 +170,7 @@ def report(
     trained: dict[str, Any],
     tta: bool,
 ) -> None:
-    """Print the loss, the accuracy, and that of each class."""
+    """Print the loss, the accuracy, and the accuracy of each class."""
     metrics, confusion = evaluation.metrics, evaluation.confusion
     mirrored = ", with mirrored images (test-time augmentation)" if tta else ""
     line = utils.metrics_line(split.name.capitalize(), metrics.loss, metrics.correct, metrics.total)

@@ -1,7 +1,7 @@
 """Train a CIFAR-10 classifier: `python train.py` is the recipe behind the released weights.
 
 `torchrun --nproc-per-node=N train.py` trains the same with N processes, on N GPUs or, with
-`--device cpu`, on one thread each (OMP_NUM_THREADS says how many).
+`--device cpu`, on one CPU thread each (OMP_NUM_THREADS changes that).
 """
 
 import argparse
@@ -33,13 +33,13 @@ from training.run import Run, build_loaders, build_run, resume, seed_dropout
 from training.settings import Options, Plan, make_plan, open_folder, resume_command
 
 SAMPLE_WARNING = (
-    "*** NOT CIFAR-10: training on the built-in sample of 2,000 images. Its accuracy says only that"
+    "*** NOT CIFAR-10: trained on the built-in sample of 2,000 images. The accuracy only shows that"
     " the code works. Put CIFAR-10 into data/raw, or name its folder with --data-dir. ***"
 )
 
 
 def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
-    """The flags that were given, by name; what was not given is not there."""
+    """The flags given, by name; omitted flags are absent."""
     parser = utils.ArgumentParser(
         usage="%(prog)s [--FLAG VALUE ...]",
         description=__doc__,
@@ -51,32 +51,36 @@ def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
     add_flags(group, Options())
     add = group.add_argument
     add("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps (auto)")
-    add("--compile", action="store_true", help="torch.compile: minutes before a GPU starts")
-    add("--deterministic", action="store_true", help="the same bits on a GPU, too; slower")
-    add("--summary", action="store_true", help="print layers, parameters and MACs, and stop")
-    add("-h", "--help", action="help", help="print this and stop")
+    add(
+        "--compile",
+        action="store_true",
+        help="use torch.compile; adds minutes before the first step",
+    )
+    add("--deterministic", action="store_true", help="bit-identical reruns on GPUs, too; slower")
+    add("--summary", action="store_true", help="print layers, parameters and MACs, and exit")
+    add("-h", "--help", action="help", help="print this help and exit")
     add = parser.add_argument_group("files").add_argument
-    here = "CIFAR-10 lies or is downloaded here (data/raw)"
+    here = "folder of CIFAR-10; downloaded there if missing (data/raw)"
     add("--data-dir", type=folder, metavar="DIR", help=here)
-    add("--download-url", metavar="URL", help="a mirror of cifar-10-python.tar.gz")
-    add("--output", type=folder, metavar="DIR", help="folder of the run (runs/NETWORK-TIME)")
-    resumed = "go on with the run in this folder or checkpoint; auto: the newest in --output or,"
-    resumed += " without it, in runs; a new run where there is none"
+    add("--download-url", metavar="URL", help="mirror of cifar-10-python.tar.gz")
+    add("--output", type=folder, metavar="DIR", help="folder for the run (runs/NETWORK-TIME)")
+    resumed = "continue the run in this folder or checkpoint; auto: the latest in --output or,"
+    resumed += " without it, in runs; a new run if there is none"
     add("--resume", type=folder, metavar="PATH", help=resumed)
-    taught = "learn from these weights; from several: the mean of their probabilities"
+    taught = "distil from these checkpoints; several share each batch"
     add("--teacher", nargs="+", type=file, metavar="F", help=taught)
-    events = "write OUTPUT/tensorboard (pip install tensorboard)"
+    events = "log to OUTPUT/tensorboard (pip install tensorboard)"
     add("--tensorboard", action="store_true", help=events)
     model = Options.model
-    group = parser.add_argument_group(f"recipe (in brackets: the default recipe of {model})")
+    group = parser.add_argument_group(f"recipe (defaults in brackets are those of {model})")
     add_flags(group, RECIPES[model])
     return vars(parser.parse_args(argv))
 
 
-def carry_out(plan: Plan, given: dict[str, Any], device: torch.device, held: ExitStack) -> None:
-    """Train, save and draw; `held` keeps the lock of the folder."""
+def execute(plan: Plan, given: dict[str, Any], device: torch.device, held: ExitStack) -> None:
+    """Train, save and draw; `held` receives the folder's lock."""
     settings, output = plan.settings, plan.output
-    devices.pick_precision(settings.precision, device)  # refuses what the device cannot do
+    devices.pick_precision(settings.precision, device)  # raises if the device cannot do it
     directory = given.get("data_dir", data.DEFAULT_DIRECTORY)
     loader, eval_loader = build_loaders(settings, directory, device)
     is_main = distributed.is_main()
@@ -88,11 +92,11 @@ def carry_out(plan: Plan, given: dict[str, Any], device: torch.device, held: Exi
         compile_network(run, loader)
     seed_dropout(settings.seed, 0)
     if plan.checkpoint is not None and plan.source is not None:
-        # Last, for it restores the random state.
+        # Last, because it restores the random state.
         resume(run, plan.checkpoint, loader, plan.source)
     if is_main:
         wanted = given.get("data", "auto") if plan.resumed is None else settings.source
-        introduce(run, loader, eval_loader, output, wanted)
+        announce(run, loader, eval_loader, output, wanted)
     board = None
     if is_main and given.get("tensorboard"):
         board = tensorboard.Board(run, output / "tensorboard")
@@ -102,7 +106,7 @@ def carry_out(plan: Plan, given: dict[str, Any], device: torch.device, held: Exi
         evaluation = train(run, loader, eval_loader, saver, watch)
     except Interrupted as interrupted:
         command = resume_command(given, output)
-        utils.say_goodbye(f"{interrupted}: all is saved; go on with\n{command}")
+        utils.say_goodbye(f"{interrupted}: everything is saved; continue with\n{command}")
         sys.exit(interrupted.status)
     if is_main:
         checkpoints.save_checkpoint(output / "weights.safetensors", run.weights())
@@ -114,10 +118,10 @@ def carry_out(plan: Plan, given: dict[str, Any], device: torch.device, held: Exi
         print(SAMPLE_WARNING)
 
 
-def introduce(
+def announce(
     run: Run, loader: data.Loader, eval_loader: data.Loader | None, output: Path, wanted: str
 ) -> None:
-    """Say what is about to be done, and write it down; `wanted`: the data asked for."""
+    """Print and save what the run is about to do; `wanted`: the value of --data."""
     print(report.first_lines(run, loader, eval_loader, output, wanted), flush=True)
     settings = run.settings
     environment = report.environment(run.device)
@@ -127,25 +131,25 @@ def introduce(
     draw_augmentation(settings, loader, output)
 
 
-def work_together(given: dict[str, Any], device: torch.device) -> None:
-    """The whole training, by this process alone or with others."""
+def plan_and_train(given: dict[str, Any], device: torch.device) -> None:
+    """Run the training, in this process alone or together with others."""
     is_main = distributed.is_main()
     with distributed.process_group(device), ExitStack() as held:
-        # Files are read by one process, so that the others see no other state of them.
+        # Only one process reads the files, so all processes act on the same state of them.
         plan = distributed.broadcast(make_plan(given, device, held) if is_main else None)
         if distributed.broadcast(is_over(plan) if is_main else None):
             epochs = plan.settings.recipe.epochs
             folder_name = utils.clean(plan.output)
-            print(f"The run in {folder_name} is over: it has trained its {epochs} epochs")
+            print(f"The run in {folder_name} is complete: all {epochs} epochs are trained")
             return
         try:
-            carry_out(plan, given, device, held)
+            execute(plan, given, device, held)
         except RuntimeError as error:
             if not distributed.is_lost(error):
                 raise
             raise utils.RunError(
-                "another process of this training ended; the last checkpoint, if there is one yet,"
-                f" is intact: go on with {resume_command(given, plan.output)}"
+                "another process of this training ended; the last checkpoint, if any, is intact:"
+                f" continue with {resume_command(given, plan.output)}"
             ) from error
 
 
@@ -161,7 +165,7 @@ def main(argv: list[str] | None = None) -> None:
         if given.get("deterministic"):
             devices.make_deterministic()
         device = distributed.pick_device(given.get("device", "auto"))
-        work_together(given, device)
+        plan_and_train(given, device)
 
 
 if __name__ == "__main__":

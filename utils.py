@@ -1,4 +1,4 @@
-"""What a run needs besides learning: seed, signals, files, and what it prints."""
+"""Helpers of the commands: errors, arguments, printing, seeds, files and counts."""
 
 import argparse
 import csv
@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 T = TypeVar("T")
 LARGEST_SEED = 2**63 - 1
-MESSAGE_LENGTH = 1000  # characters, at most, of what is printed of foreign text
+MESSAGE_LENGTH = 1000  # characters; foreign text is printed no longer than this
 HISTORY_COLUMNS = (
     "epoch",
     "train_loss",
@@ -35,19 +35,19 @@ HISTORY_COLUMNS = (
 
 
 class RunError(Exception):
-    """Something that the user can put right, said in one line."""
+    """An error that the user can fix; its message is one line."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's, but what is wrong is said in one line, without the usage before it."""
+    """argparse's parser, but an error prints one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        # "--epochs 0: choose 1 to 2000", in whose place argparse has "argument --epochs: 0: …".
+        # "--epochs 0: choose 1 to 2000", where argparse has "argument --epochs: 0: …".
         line = re.sub(r"^argument (\S+): ", r"\1 ", message)
         self.exit(2, f"{self.prog}: error: {clean(line)}\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """argparse takes "-1e5" for a flag, unless it stands behind the other flag and "="."""
+        """argparse takes "-1e5" for a flag, unless it follows its own flag and "="."""
         joined: list[str] = []
         for word in sys.argv[1:] if args is None else args:
             if joined and re.fullmatch(r"--[a-z-]+", joined[-1]) and _is_negative(word):
@@ -57,7 +57,7 @@ class ArgumentParser(argparse.ArgumentParser):
         return super().parse_known_args(joined, namespace)
 
     def print_help(self, file: Any = None) -> None:
-        """argparse's passes over what cannot be written, as to a full disk."""
+        """argparse's ignores a failed write, such as to a full disk."""
         (file or sys.stdout).write(self.format_help())
 
 
@@ -70,11 +70,11 @@ def _is_negative(word: str) -> bool:
 
 
 def clean(text: object, most: int = MESSAGE_LENGTH) -> str:
-    """Text from a file, a server or a file's name, as one line that any terminal can print.
+    """Foreign text, such as a file name or a server's answer, as one line that is safe to print.
 
-    What is not printable (control bytes, escape sequences, marks of direction) is escaped as in
-    Python. A URL loses its user name and password, and a text of more than `most` characters its
-    middle.
+    Unprintable characters (control bytes, escape sequences, direction marks) are escaped as in
+    Python. URLs lose their user name and password, and a text of more than `most` characters loses
+    its middle.
     """
     text = _shorten(re.sub(r"(?<=://)[^/?#\s]*@", "", str(text)), most)
     return _shorten("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), most)
@@ -91,7 +91,7 @@ class _CleanFormatter(logging.Formatter):
 
 
 def run_script(main: Callable[[], None], *errors: type[Exception]) -> None:
-    """Run a script's `main`; one of these `errors` ends it with one line and exit status 2."""
+    """Run a script's `main`; one of these `errors` prints one line and exits with status 2."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see startup.py
         signal.signal(signal.SIGINT, signal.default_int_handler)
     # Python has None for a stream that was closed when it started.
@@ -105,17 +105,17 @@ def run_script(main: Callable[[], None], *errors: type[Exception]) -> None:
     try:
         _run_and_flush(main)
     except BrokenPipeError:
-        # Whoever reads the output has enough of it, as in `| head`: that needs no message.
+        # The reader of the output has closed it, as in `| head`: that needs no message.
         _discard(sys.stdout)
         sys.exit(1)
     except foreseen as error:
         line = clean(" ".join(str(error).split()))
-        with suppress(OSError):  # where nobody can be told, the status remains
+        with suppress(OSError):  # without standard error, only the status is left
             print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr, flush=True)
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
-            except OSError:  # where it is a full disk, the interpreter would try again
+            except OSError:  # on a full disk, the interpreter would try again
                 _discard(stream)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -123,7 +123,7 @@ def run_script(main: Callable[[], None], *errors: type[Exception]) -> None:
 
 
 def _run_and_flush(main: Callable[[], None]) -> None:
-    """Have what cannot be printed fail here, and not when the interpreter ends."""
+    """Run and flush, so that a failed write is raised here and not at the interpreter's exit."""
     try:
         main()
     except SystemExit:  # as --help does
@@ -133,7 +133,7 @@ def _run_and_flush(main: Callable[[], None]) -> None:
 
 
 def say_goodbye(text: str) -> None:
-    """Print a last line, where there is still someone to read it: SIGHUP takes the terminal."""
+    """Print a last line, if the terminal is still there: SIGHUP may have closed it."""
     try:
         print(text, flush=True)
     except OSError:
@@ -141,19 +141,19 @@ def say_goodbye(text: str) -> None:
 
 
 def _discard(stream: TextIO) -> None:
-    """Let what was and will be written to a stream go nowhere."""
+    """Discard what was and will be written to a stream."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def seed_everything(seed: int) -> None:
-    """Seed PyTorch's generators, on the CPU and on every accelerator. Nothing here uses others."""
+    """Seed PyTorch's global generators, on the CPU and on every accelerator."""
     if not 0 <= seed <= LARGEST_SEED:
         raise RunError(f"seed {seed}: choose 0 to {LARGEST_SEED}")
     torch.manual_seed(seed)
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and those above it.
+    """Create a folder and its parents.
 
     Raises:
         RunError: it cannot be created or written to.
@@ -167,18 +167,18 @@ def make_folder(path: Path) -> None:
 
 
 def write_atomically(path: Path, content: bytes, *, keep_as: str | None = None) -> None:
-    """Write a file so that it is never seen half-written: whole under another name, then renamed.
+    """Write a file so that it is never seen half-written: under another name, then renamed.
 
     Args:
-        keep_as: the name under which the file that was at `path` stays; at every moment one of
-            the two names holds a whole file.
+        keep_as: the new name of the file that was at `path`; at every moment one of the two names
+            holds a complete file.
 
     Raises:
-        RunError: the disk is full, the folder cannot be written to, or at `path` is a device or
-            another thing that is no file; what was at `path` is then still there.
+        RunError: the disk is full, the folder cannot be written to, or `path` is a device or
+            something else that is not a file; what was at `path` is then untouched.
     """
     if path.exists() and not path.is_file():
-        raise RunError(f"cannot write {path}: what is there is not a file")
+        raise RunError(f"cannot write {path}: it exists and is not a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         with open(temporary, "wb") as file:
@@ -191,21 +191,21 @@ def write_atomically(path: Path, content: bytes, *, keep_as: str | None = None) 
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        kept = "; what was saved there before is intact" if path.exists() else ""
+        kept = "; the previous file is intact" if path.exists() else ""
         raise RunError(f"cannot write {path}: {error.strerror}{kept}") from error
     _sync_folder(path.parent)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left half-written, of files and of figures (see plots/style.py),
-    and nothing else. No process may be writing to the folder."""
+    """Remove the unfinished files and figures (see plots/style.py) of killed processes, nothing
+    else. No process may be writing to the folder."""
     for path in folder.iterdir():
         if re.fullmatch(r"\..+\.\d+\.unfinished", path.name) and not path.is_dir():
             path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk, where the system can (Windows cannot)."""
+    """Sync a folder's entries to disk, where the system can (Windows cannot)."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -215,8 +215,8 @@ def _sync_folder(folder: Path) -> None:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The network itself, without what torch.compile or DistributedDataParallel put around it,
-    whose names would stand before those of its weights."""
+    """The network inside the wrappers of torch.compile and DistributedDataParallel, which prefix
+    the names of its weights."""
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
@@ -227,23 +227,23 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Learned numbers; a tensor that is used in several places counts once."""
+    """Number of learned parameters; a shared tensor counts once."""
     return sum(p.numel() for p in model.parameters())
 
 
 def is_finite(model: nn.Module) -> bool:
-    """Whether no weight and no buffer is infinite or not a number; waits for the device once.
+    """Whether all weights and buffers are finite; waits for the device once.
 
-    By their norm, which PyTorch takes of all tensors in one call, and which is finite where they
-    are (and below 1e19, where a weight is lost too).
+    Checks their norm, one call for all tensors. It also overflows for weights above 1e19, which are
+    useless, too.
     """
     tensors = [t for t in model.state_dict().values() if t.is_floating_point()]
     return bool(nn.utils.get_total_norm(tensors).isfinite())
 
 
 def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
-    """Multiply-accumulates of one image (C, H, W), by PyTorch's flop counter: convolutions and
-    matrix products, which it counts as two operations each."""
+    """Multiply-accumulates of one image (C, H, W): the convolutions and matrix products that
+    PyTorch's flop counter counts, two operations each."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, *input_size))
     return counter.get_total_flops() // 2
@@ -256,7 +256,7 @@ def metrics_line(split: str, loss: float, correct: int, total: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Hours and minutes, or seconds where there are less than a minute's."""
+    """Hours and minutes, or seconds below one minute."""
     if round(seconds) < 60:
         return f"{round(seconds)} s"
     minutes = round(seconds / 60)
@@ -264,7 +264,7 @@ def duration(seconds: float) -> str:
 
 
 def class_table(correct: list[int], total: list[int], classes: tuple[str, ...]) -> str:
-    """A line a class: its accuracy, and how many of its images were classified correctly."""
+    """One line per class: its accuracy, and how many of its images were classified correctly."""
     width = max(map(len, classes))
     return "\n".join(
         f"Accuracy of {name:<{width}}: {100 * right / max(count, 1):5.1f} % ({right}/{count})"
@@ -277,7 +277,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def write_history(path: Path, history: list[dict[str, Any]]) -> None:
-    """Write a row an epoch, as CSV; what was not measured is an empty field."""
+    """Write one row per epoch as CSV; what was not measured is an empty field."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, HISTORY_COLUMNS, lineterminator="\n")
     writer.writeheader()

@@ -32,7 +32,7 @@ from stress.small_run import Undisturbed, position, small_run
 
 RULES = 10  # a history, at most
 TO_THE_END = 10**6  # calls
-STAND_IN = "going on from previous.safetensors, the one before"  # no error
+STAND_IN = "continuing from previous.safetensors, the one before"  # no error
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 

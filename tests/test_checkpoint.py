@@ -87,7 +87,7 @@ def test_no_file_or_none_of_ours(tmp_path):
     safetensors.torch.save_file({"weight": torch.ones(1)}, tmp_path / "other.safetensors")
     assert "not a checkpoint" in refusal(tmp_path / "other.safetensors")
     torch.save({"epoch": 1}, tmp_path / "old.pt")
-    assert "is no safetensors file, but a .pt file" in refusal(tmp_path / "old.pt")
+    assert "is a .pt file, not a safetensors file" in refusal(tmp_path / "old.pt")
 
 
 def test_every_flipped_bit_of_a_weight_is_noticed(tmp_path, content):
@@ -201,10 +201,10 @@ NAN, LARGE = float("nan"), 10**400
 )
 def test_what_makes_no_sense_is_refused_though_sealed(tmp_path, content, name, value):
     checkpoints.save_checkpoint(tmp_path / "a.safetensors", content | {name: value})
-    assert f"its {name} makes no sense" in refusal(tmp_path / "a.safetensors")
+    assert f"its {name} is invalid" in refusal(tmp_path / "a.safetensors")
     del content[name]
     checkpoints.save_checkpoint(tmp_path / "a.safetensors", content)
-    assert f"its {name} makes no sense" in refusal(tmp_path / "a.safetensors")
+    assert f"its {name} is invalid" in refusal(tmp_path / "a.safetensors")
 
 
 def header(path, length=None, **entries):

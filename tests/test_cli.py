@@ -238,7 +238,7 @@ def test_a_run_that_is_over_has_nothing_left_to_train(run, program):
     before = (run / "weights.safetensors").read_bytes()
     status, out, err = program("train.py", "--resume", run / "last.safetensors", "--device", "cpu")
     assert status == 0, err
-    assert "is over" in out and "Epoch" not in out
+    assert "is complete" in out and "Epoch" not in out
     assert (run / "weights.safetensors").read_bytes() == before
 
 
@@ -387,7 +387,7 @@ def test_normalisation_is_the_checkpoints(run, program, tmp_path):
         (["--crop-padding", "32"], "--crop-padding 32: choose 0 to 31"),
         (["--cutout", "33"], "--cutout 33: choose 0 to 32"),
         (["--mixup", "0.6"], "--mixup 0.6: choose 0 to 0.5"),
-        (["--optimizer", "muon"], "--optimizer muon is for networks with pointwise convolutions"),
+        (["--optimizer", "muon"], "--optimizer muon needs a network with pointwise convolutions"),
         (["--seed", "-1"], f"--seed -1: choose 0 to {2**63 - 1}"),
         (["--seed", str(2**63)], f"--seed {2**63}: choose 0 to {2**63 - 1}"),
         (["--checkpoint-minutes", "nan"], "--checkpoint-minutes nan: choose 0 or more"),

@@ -325,7 +325,7 @@ def test_a_signal_to_one_stops_both_at_the_same_step(job):
     assert (checkpoint["epoch"], checkpoint["training"]["batch"]) == (1, 2)
     assert checkpoint["training"]["metrics"]["total"] == 2 * 83
     said = (folder / "0.txt").read_text()
-    assert "interrupted by SIGTERM: all is saved" in said
+    assert "interrupted by SIGTERM: everything is saved" in said
     assert "torchrun --nproc-per-node=2 train.py --resume" in said
 
 

@@ -50,7 +50,7 @@ class Clock:
 def test_weights_and_curves_are_there_after_each_epoch(training, monkeypatch):
     run, loaders, folder = training
     drawn, seen = [], []
-    monkeypatch.setattr(figures, "MOST_TIME", 1e9)
+    monkeypatch.setattr(figures, "MAX_DRAWING", 1e9)
     draw = figures.plots.validation
 
     def spy(history, path, **words):
@@ -92,7 +92,7 @@ def test_drawing_takes_no_more_than_its_share_of_the_time(training, monkeypatch)
         clock.now += 30
         watch()
     assert drawn == [130, 190, 251]
-    assert 0.4 * (len(drawn) - 1) <= figures.MOST_TIME * (clock.now - 130)
+    assert 0.4 * (len(drawn) - 1) <= figures.MAX_DRAWING * (clock.now - 130)
 
 
 def test_augmentation_shows_one_image_a_class_as_the_epochs_show_it(training, monkeypatch):

@@ -93,7 +93,7 @@ def test_what_cannot_be_loaded_is_said_in_one_line(repository):
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="no setting colour"):
         hub(colour="red")
-    with pytest.raises(ValueError, match="config of their own"):
+    with pytest.raises(ValueError, match="their own config"):
         hub(pretrained=True, attention=False)
     network = hub(attention=False)
     assert not network.training and not network.config.attention

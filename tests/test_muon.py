@@ -81,7 +81,7 @@ def test_a_few_operations_whatever_the_number_of_matrices():
 
 def test_zeros_that_fill_a_batch_change_nothing(monkeypatch):
     """On a GPU all matrices make one batch: here in float64, where rounding hides no difference."""
-    monkeypatch.setattr(muons, "PRODUCTS", torch.float64)
+    monkeypatch.setattr(muons, "DTYPE", torch.float64)
     shapes = [torch.Size(shape) for shape in (*SHAPES, (2, 6, 10), (2, 10, 6))]
     updates = [m.detach() for m in matrices(shapes)]
     apart, together = (lay_out(shapes, torch.device("cpu"), together=t) for t in (False, True))

@@ -102,7 +102,7 @@ def test_muon_goes_on_after_a_checkpoint_where_it_was():
 
 
 def test_muon_without_a_matrix_is_refused():
-    with pytest.raises(RecipeError, match="muon is for networks"):
+    with pytest.raises(RecipeError, match="muon needs a network"):
         optimizers.build_optimizer(models.build("baseline"), plain(optimizer="muon"))
 
 

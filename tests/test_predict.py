@@ -305,7 +305,7 @@ def test_without_any_picture_the_status_is_2(pictures, weights, program, refused
     assert first == f"{bad[0]}: not a picture, or a damaged one"
     assert second == f"{bad[1]}: no such file"
     empty = pictures / "subfolder"
-    assert f"no picture in {empty}" in refused("predict.py", "--checkpoint", weights, empty)
+    assert f"no pictures in {empty}" in refused("predict.py", "--checkpoint", weights, empty)
     assert "required: PICTURE" in refused("predict.py")
 
 

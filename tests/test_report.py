@@ -56,7 +56,7 @@ def test_first_lines(tmp_path, monkeypatch):
     ]
     run.epoch, run.batch, run.scheduler.last_epoch = 3, 1, 49
     lines = report.first_lines(run, loaders[0], None, Path("runs/a"), "auto").splitlines()
-    assert lines[2].startswith("Data     CIFAR-10 is not here, so the built-in sample: 2,000 ")
+    assert lines[2].startswith("Data     CIFAR-10 was not found, so the built-in sample: 2,000 ")
     assert lines[2].endswith(", none to score on")
     assert lines[-1] == "Resumed  after 3 epochs and 1 step"
 
@@ -72,7 +72,7 @@ def test_a_recipe_by_its_name_and_what_is_changed():
 def test_the_sample_in_place_of_cifar10_is_called_so(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "find", lambda *arguments, **options: "sample")
     out = trained(tmp_path / "a", "--epochs", "1")
-    assert "Data     CIFAR-10 is not here, so the built-in sample: 2,000 images" in out
+    assert "Data     CIFAR-10 was not found, so the built-in sample: 2,000 images" in out
 
 
 def test_summary_has_columns_whatever_the_names_and_draws_nothing():

@@ -26,7 +26,7 @@ from benchmarks.common import first
 from stress.life import digest, interrupted_after
 from training import checkpoint as checkpoints
 from training import figures, report, run_folder, settings
-from training.epochs import LOOK_EVERY, Monitor
+from training.epochs import CHECK_EVERY, Monitor
 from training.run import build_run
 from training.settings import settings_of
 
@@ -269,7 +269,7 @@ def test_a_run_that_is_over_is_left_as_it_is(command, tmp_path, monkeypatch, eva
     for again in (["--resume", run], [*flags, "--resume", "auto"]):
         status, out, err = command(*again)
         assert (status, err) == (0, "")
-        assert out == f"The run in {run} is over: it has trained its {EPOCHS} epochs\n"
+        assert out == f"The run in {run} is complete: all {EPOCHS} epochs are trained\n"
     assert contents(run) == before
     (run / figures.CURVES).unlink()  # as after a kill, or where someone wants it drawn anew
     assert command("--resume", run)[0] == 0
@@ -330,8 +330,8 @@ def test_the_checkpoint_before_stands_in_for_a_damaged_one(command, tmp_path, un
     with interrupted_after(1):
         status, _, err = command(*FP32, "--output", run, "--resume", "auto")
     assert status == 143
-    fault = "is missing" if damage is os.remove else "is not intact"
-    assert err.count("\n") == 1 and f"{fault}: going on from {run_folder.PREVIOUS}" in err
+    fault = "is missing" if damage is os.remove else "is damaged"
+    assert err.count("\n") == 1 and f"{fault}: continuing from {run_folder.PREVIOUS}" in err
     if damage is not os.remove:  # the damaged file is gone, what stood in for it is not
         assert (run / run_folder.PREVIOUS).read_bytes() == older
     status, _, err = command(*FP32, "--output", run, "--resume", "auto")
@@ -414,7 +414,7 @@ def test_divergence_ends_the_run_after_the_step(command, tmp_path, monkeypatch, 
     at_step(monkeypatch, 5, lose)
     status, out, err = command(*FP32, "--output", tmp_path / "a", "--checkpoint-minutes", "0")
     assert status == 2 and err.count("\n") == 1
-    assert "epoch 2, batch 2 (step 5)" in err and "learning rate of 0.001" in err
+    assert "epoch 2, batch 2 (step 5)" in err and "learning rate 0.001" in err
     assert "infinite" in err if lose is lose_a_weight else "the loss became nan" in err
     saved = checkpoints.load_checkpoint(tmp_path / "a" / run_folder.LAST)
     assert (saved["epoch"], saved["training"]["batch"]) == (1, 1)
@@ -423,7 +423,7 @@ def test_divergence_ends_the_run_after_the_step(command, tmp_path, monkeypatch, 
 def test_a_checkpoint_never_holds_a_lost_weight(command, tmp_path, monkeypatch):
     """Where the loss is not looked at after every step, as on an accelerator."""
     at_step(monkeypatch, 4, lose_a_weight)
-    monkeypatch.setitem(LOOK_EVERY, "cpu", 50)
+    monkeypatch.setitem(CHECK_EVERY, "cpu", 50)
     status, _, err = command(*FP32, "--output", tmp_path / "a", "--checkpoint-minutes", "0")
     assert status == 2 and "infinite" in err and "(step 4)" in err
     saved = checkpoints.load_checkpoint(tmp_path / "a" / run_folder.LAST)
@@ -440,7 +440,7 @@ def test_a_second_run_in_the_folder_is_refused(command, tmp_path):
     with run_folder.locked(tmp_path):
         for flags in (FP32, ["--resume", "auto"]):
             status, _, err = command(*flags, "--output", tmp_path)
-            assert status == 2 and "another training writes to" in err and err.count("\n") == 1
+            assert status == 2 and "another training is writing to" in err and err.count("\n") == 1
     assert (tmp_path / run_folder.LAST).read_bytes() == before
 
 

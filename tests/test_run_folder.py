@@ -38,7 +38,7 @@ def test_a_limit_on_the_size_of_files_leaves_the_old_checkpoint(tmp_path, conten
 def test_a_folder_has_one_writer_at_a_time(tmp_path):
     run = tmp_path / "run"
     with run_folder.locked(run):
-        with pytest.raises(RunError, match="another training writes to .*--output"):
+        with pytest.raises(RunError, match="another training is writing to .*--output"):
             with run_folder.locked(run):
                 pass
         with run_folder.locked(tmp_path / "another"):
@@ -56,7 +56,7 @@ def test_a_writer_whose_folder_was_removed_leaves_the_next_one_alone(tmp_path, c
             if restarted:
                 run.mkdir()
                 (run / run_folder.LOCK).touch()
-            with pytest.raises(RunError, match="run was removed while .*: start it anew"):
+            with pytest.raises(RunError, match="run was removed while .*: start again"):
                 run_folder.save_latest(run, content)
     assert [path.name for path in run.iterdir()] == [run_folder.LOCK]
 

@@ -139,7 +139,7 @@ def test_what_cannot_teach_is_refused(refused, tmp_path, teachers):
     (tmp_path / "text").write_text("no checkpoint")
     save(tmp_path / "classes", 0, classes=list("abcdefghij"))
     save(tmp_path / "pixels", 0, normalization={"mean": [0.5] * 3, "std": [0.5] * 3})
-    said = {"missing": "no checkpoint at", "text": "is damaged", "classes": "other classes"}
+    said = {"missing": "no checkpoint at", "text": "is damaged", "classes": "the classes of"}
     for name, words in {**said, "pixels": "other normalization"}.items():
         flags = [*FLAGS, "--output", tmp_path / "run", "--teacher", teachers[0], tmp_path / name]
         line = refused("train.py", *flags)
@@ -151,7 +151,7 @@ def test_a_teacher_that_knows_the_images_to_score_on_is_said_to(tmp_path, capsys
     both = {"source": "cifar10", "train_split": "train+val", "eval_split": "test"}
     save(tmp_path / "both", 0, data=both)
     find_teachers([tmp_path / "both"], "val")
-    assert "both was trained on val: scores on it will flatter" in capsys.readouterr().err
+    assert "both was trained on val: scores on it will be too high" in capsys.readouterr().err
     find_teachers([tmp_path / "both"], "test")
     assert not capsys.readouterr().err
 
@@ -200,7 +200,7 @@ def test_another_teacher_is_refused_and_nothing_is_lost(train, refused, tmp_path
     refused("train.py", "--resume", run, "--teacher", one, two)
     shutil.copy(one, tmp_path / "moved")
     shutil.copy(two, one)
-    assert "is another file than the teacher" in refused("train.py", "--resume", run)
+    assert "is not the teacher that the run began with" in refused("train.py", "--resume", run)
     one.unlink()
     assert f"--teacher: no checkpoint at {one}; if it has moved" in refused(
         "train.py", "--resume", run

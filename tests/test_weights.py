@@ -68,6 +68,6 @@ def test_results_that_are_not_finite_are_none(
     status, out, err = program(script, "--checkpoint", path, *arguments, *output)
     assert status == 2 and "nan" not in out.lower() and "{" not in out
     assert err == (
-        f"{script}: error: the weights in {path} give results that are not finite:"
+        f"{script}: error: the weights in {path} give infinite or NaN results:"
         " use another checkpoint\n"
     )

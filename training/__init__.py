@@ -1,1 +1,1 @@
-"""A training: its recipe, its settings, its run from first to last epoch, its checkpoints."""
+"""Training: recipes, settings, the run from first to last epoch, checkpoints."""

@@ -1,7 +1,7 @@
-"""Checkpoints: safetensors files whose content is checked for meaning (checkpoint_content.py).
+"""Checkpoints: safetensors files whose content is validated (checkpoint_content.py).
 
-A tensor lies in the file under the keys that lead to it, such as "state_dict/fc.weight". All else
-is JSON in the file's metadata, and a SHA-256 covers both. A file of this format holds no code.
+A tensor is stored under its path of keys, such as "state_dict/fc.weight". Everything else is JSON
+in the file's metadata, and a SHA-256 covers both. The format cannot hold code.
 """
 
 import hashlib
@@ -20,15 +20,15 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from training.checkpoint_content import check_like, first_fault
 from utils import RunError, write_atomically
 
-VERSION = "2"  # of the content; a change that this module could not read any more counts it up
+VERSION = "2"  # of the content; raised by every change that this module could not read
 
-# What a file may ask of a reader: far more than any network here needs, and refused before memory
-# or time is spent on it.
+# Limits of a file, far above what any network here needs. They are checked before memory or time
+# is spent.
 MAX_BYTES = 128 * 2**20
 MAX_HEADER_BYTES = 2**20  # names and shapes of the tensors, and the JSON
 MAX_TENSORS = 5_000
 
-TENSOR = "tensor"  # the one key of the JSON object that stands for a tensor, beside its name
+TENSOR = "tensor"  # the only key of the JSON object that stands for a tensor; its value: the name
 DAMAGED = (
     *(SafetensorError, OSError, ArithmeticError, AttributeError),
     *(LookupError, RuntimeError, TypeError, ValueError),
@@ -36,7 +36,7 @@ DAMAGED = (
 
 
 def encode(content: dict[str, Any]) -> tuple[str, dict[str, Tensor]]:
-    """Nested dicts and lists as JSON, and their tensors, by the keys that lead to them."""
+    """Nested dicts and lists as JSON, and their tensors by path of keys."""
     tensors: dict[str, Tensor] = {}
     return json.dumps(_lift(content, "", tensors)), tensors
 
@@ -59,10 +59,10 @@ def _lift(tree: Any, name: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def decode(text: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """What `encode` made both of, but for tuples, which are lists now.
+    """The inverse of `encode`, except that tuples become lists.
 
     Raises:
-        ValueError, LookupError, TypeError, RecursionError: nothing did.
+        ValueError, LookupError, TypeError, RecursionError: this is not what `encode` makes.
     """
     left = dict(tensors)
 
@@ -78,7 +78,7 @@ def decode(text: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def checksum(text: str, tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over the JSON and over names, types, shapes and values of the tensors."""
+    """SHA-256 of the JSON and of the names, types, shapes and values of the tensors."""
     digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -87,14 +87,14 @@ def checksum(text: str, tensors: dict[str, Tensor]) -> str:
 
 
 def seal(content: dict[str, Any]) -> bytes:
-    """The file that holds `content`: a dict of tensors, numbers, strings, lists and dicts."""
+    """The bytes of a checkpoint of `content`: a dict of tensors, numbers, strings, lists, dicts."""
     text, tensors = encode(content)
     metadata = {"version": VERSION, "content": text, "sha256": checksum(text, tensors)}
     return safetensors.torch.save(tensors, metadata)
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Save a dict of tensors, numbers, strings, lists and dicts, sealed with a checksum.
+    """Save a dict of tensors, numbers, strings, lists and dicts, with a checksum.
 
     Raises:
         RunError: it cannot be written; an older file at `path` is then untouched.
@@ -105,11 +105,11 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Load what `save_checkpoint` wrote, onto the CPU.
 
-    What is returned is safe to work with: its fields are there, of the right types, its tensors
-    finite and no larger than the file.
+    The result is validated: it has all fields, of the right types, and its tensors are finite and
+    no larger than the file.
 
     Raises:
-        RunError: there is no such file, it is damaged, or it is no checkpoint of ours.
+        RunError: the file is missing, damaged or not a checkpoint of this repository.
     """
     _check_header(path)
     try:
@@ -123,24 +123,24 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise RunError(f"{path} is not a checkpoint of this repository")
     if metadata["version"] != VERSION:
         raise RunError(
-            f"{path} has version {metadata['version']!r:.20}, this code reads {VERSION}: load it"
-            " with the code that wrote it, or train anew"
+            f"{path} has version {metadata['version']!r:.20}, but this code reads {VERSION}: load"
+            " it with the code that wrote it, or retrain"
         )
     if metadata["sha256"] != checksum(metadata["content"], tensors):
         raise RunError(f"{path} is damaged: its checksum does not match; use another copy")
     try:
         content = decode(metadata["content"], tensors)
     except DAMAGED as error:
-        raise RunError(f"{path} is damaged: its content makes no sense") from error
+        raise RunError(f"{path} is damaged: its content is invalid") from error
     fault = first_fault(content)
     if fault is not None:
-        raise RunError(f"{path} is damaged: its {fault} makes no sense; use another copy")
+        raise RunError(f"{path} is damaged: its {fault} is invalid; use another copy")
     return content
 
 
 def _check_header(path: Path) -> None:
-    """RunError where the file is not there, is too large, or has a header that takes long to read:
-    tens of thousands of tensors take seconds."""
+    """RunError if the file is missing, too large, or has a header that is slow to read: tens of
+    thousands of tensors take seconds."""
     try:
         if path.exists() and not path.is_file():
             raise RunError(f"{path} is not a file: name a checkpoint")
@@ -153,10 +153,12 @@ def _check_header(path: Path) -> None:
     except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror}") from error
     if size > MAX_BYTES:
-        raise RunError(f"{path} is larger than {MAX_BYTES:,} bytes: it is no checkpoint of ours")
+        raise RunError(
+            f"{path} is larger than {MAX_BYTES:,} bytes: it is not a checkpoint of this repository"
+        )
     if length.to_bytes(8, "little").startswith(b"PK"):
         raise RunError(
-            f"{path} is no safetensors file, but a .pt file: load it with the code that wrote it"
+            f"{path} is a .pt file, not a safetensors file: load it with the code that wrote it"
         )
     if length > MAX_HEADER_BYTES or header.count(b'"dtype"') > MAX_TENSORS:
         raise RunError(f"{path} is damaged or is not a checkpoint of this repository")
@@ -165,13 +167,13 @@ def _check_header(path: Path) -> None:
 def rebuild(build: Callable[..., nn.Module], content: dict[str, Any], path: Path) -> nn.Module:
     """The network that the checkpoint loaded from `path` describes, with its weights, on the CPU.
 
-    It is built without memory first, so that no config can ask for more than the file holds.
+    It is first built on the "meta" device, so that no config can allocate more than the file holds.
 
     Args:
         build: makes a network from `content`'s "model" and "config", such as models.build.
 
     Raises:
-        RunError: no such network can be built, or the weights belong to another one.
+        RunError: no such network can be built, or the weights are those of another one.
     """
     try:
         with torch.device("meta"), _no_more_parameters_than(2 * len(content["state_dict"])):
@@ -186,7 +188,7 @@ def rebuild(build: Callable[..., nn.Module], content: dict[str, Any], path: Path
 
 @contextmanager
 def _no_more_parameters_than(count: int) -> Iterator[None]:
-    """ValueError as soon as a network that is being built has more, however deep it would be."""
+    """ValueError as soon as the network being built has more parameters than `count`."""
     left = count
 
     def hook(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:

@@ -1,4 +1,4 @@
-"""torch.compile for a training, done before its clock runs."""
+"""torch.compile for a training, before its clock starts."""
 
 import torch
 
@@ -12,15 +12,15 @@ PASSES = 3  # of a CUDA graph the first warms up, the second records, the third 
 
 
 def compile_network(run: Run, loader: data.Loader) -> None:
-    """Compile the network's forward and backward passes for both sizes of batch: the loader's, and
+    """Compile the network's forward and backward passes for both batch sizes: the loader's, and
     that of an epoch's last batch.
 
-    On one GPU with CUDA graphs ("reduce-overhead"): a step of a small network there waits for its
-    launches, and a graph is one launch. Not with several processes, whose exchange of gradients is
-    part of the backward pass. The run is afterwards as it was before.
+    On one GPU it uses CUDA graphs ("reduce-overhead"): a step of a small network waits for its
+    kernel launches, and a graph is one launch. Several processes do without, because their backward
+    pass exchanges gradients. The run's weights and random state are left unchanged.
 
     Raises:
-        utils.RunError: PyTorch cannot compile here, as without Triton or a C++ compiler.
+        utils.RunError: PyTorch cannot compile here, for example without Triton or a C++ compiler.
     """
     graphs = run.device.type == "cuda" and distributed.world_size() == 1
     run.model.compile(dynamic=False, mode="reduce-overhead" if graphs else "default")
@@ -40,7 +40,7 @@ def compile_network(run: Run, loader: data.Loader) -> None:
 
 
 def pass_through(run: Run, images: int, dtype: torch.dtype) -> None:
-    """Forwards and backwards with so many grey images, without a step."""
+    """One forward and one backward pass of so many grey images, without an optimizer step."""
     batch = torch.zeros(images, 3, 32, 32, dtype=dtype, device=run.device)
     labels = torch.zeros(images, dtype=torch.int64, device=run.device)
     run.model.train()

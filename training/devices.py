@@ -1,4 +1,4 @@
-"""The device and the precision to compute with: both are tried out before a run relies on them."""
+"""The device and the precision to compute in; both are tried out before a run relies on them."""
 
 import math
 import os
@@ -20,7 +20,7 @@ SMALL = {"widths": (16, 16), "hidden": (16, 16), "depths": (1, 1, 1, 1)}
 
 
 def precision_name(precision: torch.dtype) -> str:
-    """The flag's word for a precision: the inverse of PRECISIONS."""
+    """The name of a precision: the inverse of PRECISIONS."""
     return next(name for name, dtype in PRECISIONS.items() if dtype == precision)
 
 
@@ -28,8 +28,8 @@ def pick_device(name: str) -> torch.device:
     """ "auto": CUDA where there is one, then MPS, then the CPU; else the device of that name.
 
     Raises:
-        utils.RunError: PyTorch does not know the device, does not find it here, or has no kernels
-            for it, as for a GPU that is older than those it was built for.
+        utils.RunError: PyTorch does not know the device, does not find it, or has no kernels for
+            it, as for a GPU older than those it was built for.
     """
     if name == "auto":
         has_mps = torch.backends.mps.is_available()
@@ -40,7 +40,7 @@ def pick_device(name: str) -> torch.device:
             warnings.simplefilter("ignore")  # PyTorch's about an old GPU: this is what decides
             run_kernel(device)
     except (ImportError, RuntimeError, AssertionError) as error:
-        other = "" if name == "cpu" else ": choose another, as in --device cpu"
+        other = "" if name == "cpu" else ": choose another, such as --device cpu"
         raise utils.RunError(
             f"--device {name!r} is not usable here ({first_line(error)}){other}"
         ) from error
@@ -48,18 +48,18 @@ def pick_device(name: str) -> torch.device:
 
 
 def run_kernel(device: torch.device) -> None:
-    """One tiny kernel, and the wait for what came out."""
+    """Run one tiny kernel and wait for its result."""
     torch.ones(2, device=device).sum().item()
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """The first precision in which a tiny training step works.
 
-    "auto" tries bfloat16 where the hardware has it, then float16 on CUDA devices, then float32, and
-    says on standard error what did not work. Any other name stands for itself.
+    "auto" tries bfloat16 if the hardware has it, then float16 on CUDA devices, then float32, and
+    reports failures on standard error. Any other name is tried alone.
 
     Raises:
-        utils.RunError: no such precision, or none that works on the device.
+        utils.RunError: the precision is unknown, or none works on the device.
     """
     if name not in ("auto", *PRECISIONS):
         raise utils.RunError(f"unknown precision {name!r}: choose one of {', '.join(PRECISIONS)}")
@@ -77,7 +77,7 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def candidates(device: torch.device) -> list[str]:
-    """The precisions that the device ought to have, the fastest first."""
+    """The precisions that the device should support, the fastest first."""
     if device.type == "cuda":
         # emulation would run, slowly, on devices without bfloat16 in hardware
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -91,7 +91,7 @@ def candidates(device: torch.device) -> list[str]:
 
 
 def why_not(device: torch.device, precision: torch.dtype) -> str | None:
-    """Why no training is possible in that precision; None where it is."""
+    """Why training in that precision fails, or None if it works."""
     try:
         loss = take_tiny_step(device, precision)
     except (RuntimeError, AssertionError) as error:
@@ -100,9 +100,9 @@ def why_not(device: torch.device, precision: torch.dtype) -> str | None:
 
 
 def take_tiny_step(device: torch.device, precision: torch.dtype) -> float:
-    """Forward, backward and both optimizers' arithmetic on two grey images; returns the loss.
+    """Run forward, backward and both optimizers' arithmetic on two images; return the loss.
 
-    No Optimizer is made, for the first one of a process takes PyTorch a second.
+    It makes no Optimizer, because the first one of a process takes PyTorch a second.
     """
     with torch.random.fork_rng(devices=[]):  # what is drawn later is as it would be without this
         model = models.build("under100k", **SMALL)
@@ -123,32 +123,34 @@ def take_tiny_step(device: torch.device, precision: torch.dtype) -> float:
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """The state of the generators that `device` draws from: the CPU's and, of a GPU, its own."""
+    """The state of the random generators: the CPU's and, for a GPU, its own."""
     cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Restore what `random_state` returned; a GPU's is said to be missing where it is."""
+    """Restore what `random_state` returned; prints a line if the state of a GPU is missing."""
     torch.set_rng_state(state["cpu"])
     if device.type != "cuda":
         return
     if state["cuda"]:
         torch.cuda.set_rng_state(state["cuda"][0], device)
     else:
-        print("Saved without a GPU: dropout goes on with other random numbers", file=sys.stderr)
+        print("Saved without a GPU: dropout continues with new random numbers", file=sys.stderr)
 
 
 def make_deterministic() -> None:
-    """From now on a GPU, too, computes the same bits from the same numbers, so that resuming is
-    exact there. To be called before anything runs on it."""
+    """Make a GPU compute bit-identical results from now on, so that resuming is exact there.
+
+    Call it before anything runs on the GPU.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it as it starts
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
-    # An operation without such a form goes on, and PyTorch names it in a warning.
+    # An operation without a deterministic form still runs, and PyTorch warns of it.
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def first_line(error: BaseException) -> str:
-    """An error of PyTorch's in short: its first line, or what kind it is where it has none."""
+    """A PyTorch error in short: its first line, or its type if it has no text."""
     return (str(error).splitlines() or [type(error).__name__])[0]

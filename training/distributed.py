@@ -1,11 +1,11 @@
-"""Several processes that train one network together; with one process, all of this does nothing.
+"""Training one network in several processes; with one process, all of this does nothing.
 
     torchrun --nproc-per-node=4 train.py ...
 
 starts them, and PyTorch's DistributedDataParallel (DDP) averages their gradients: over NCCL between
-GPUs, over Gloo between CPUs. What the processes tell one another besides (sums of metrics, signals,
-predictions) are a few numbers on the CPU, over Gloo. torchrun gives each process one thread
-(OMP_NUM_THREADS=1) unless that variable says otherwise.
+GPUs, over Gloo between CPUs. All other exchange (sums of metrics, signals, predictions) is a few
+numbers on the CPU, over Gloo. torchrun gives each process one thread (OMP_NUM_THREADS=1) unless
+that variable is set.
 """
 
 import os
@@ -25,8 +25,8 @@ import utils
 from models.mirror import MirrorBatchNorm2d
 from training import devices
 
-WAIT = timedelta(minutes=30)  # for a process that downloads or draws, before it counts as lost
-LOST = ("peer", "Broken pipe", "process group")  # in what PyTorch says when another process ends
+TIMEOUT = timedelta(minutes=30)  # long enough for a process that downloads or draws
+LOST = ("peer", "Broken pipe", "process group")  # in PyTorch's error when another process ends
 
 
 def is_launched() -> bool:
@@ -49,7 +49,7 @@ def is_main() -> bool:
 
 
 def command() -> list[str]:
-    """What starts a script as this one was started: python, or torchrun with its numbers."""
+    """The command that started this script: python, or torchrun with its counts."""
     if not is_launched():
         return ["python"]
     machines = int(os.environ.get("GROUP_WORLD_SIZE", 1))
@@ -58,10 +58,10 @@ def command() -> list[str]:
 
 
 def pick_device(name: str) -> torch.device:
-    """As devices.pick_device; of several GPUs each process of a machine takes its own.
+    """As devices.pick_device, but each process on a machine gets its own GPU.
 
     Raises:
-        utils.RunError: there is no such device, or not one for each process.
+        utils.RunError: there is no such device, or there are fewer GPUs than processes.
     """
     if not is_launched():
         return devices.pick_device(name)
@@ -74,8 +74,8 @@ def pick_device(name: str) -> torch.device:
         return device
     if device.type != "cuda" or device.index is not None:
         raise utils.RunError(
-            f"device {str(device)!r} under torchrun: choose cuda, of which each process takes its"
-            " own, or cpu"
+            f"device {str(device)!r} does not work under torchrun: choose cuda (one GPU"
+            " per process) or cpu"
         )
     if index >= gpus:
         raise utils.RunError(
@@ -90,10 +90,10 @@ def pick_device(name: str) -> torch.device:
 
 @contextmanager
 def one_voice() -> Iterator[None]:
-    """Of all processes, only the main one prints, and only the first that fails says why.
+    """Let only the main process print, and only the first process that fails report why.
 
-    The others end with exit status 2 and say nothing: they failed alike, or because of it. torchrun
-    then ends the job.
+    The others exit with status 2 and print nothing: they failed alike, or because of the first.
+    torchrun then ends the job.
     """
     if not is_launched():
         yield
@@ -110,13 +110,13 @@ def one_voice() -> Iterator[None]:
 
 @contextmanager
 def alike() -> Iterator[None]:
-    """Around what fails in all processes alike, with a message: only the main one says it."""
+    """Around code that fails in all processes alike: only the main one prints the message."""
     with open(os.devnull, "w") as nowhere, redirect_stderr(sys.stderr if is_main() else nowhere):
         yield
 
 
 def _is_first_to_fail() -> bool:
-    """Asks torchrun's own store, which outlives every one of the processes."""
+    """Asks torchrun's own store, which outlives all the processes."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
         store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10))
@@ -133,11 +133,13 @@ def is_lost(error: RuntimeError) -> bool:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Connect the processes for as long as it is entered."""
+    """Connect the processes inside this context."""
     if not is_launched():
         yield
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=WAIT)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT
+    )
     try:
         yield
     except SystemExit:  # all end at the same step
@@ -150,7 +152,7 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 def broadcast(value: Any) -> Any:
-    """The main process's value, in each of them."""
+    """The main process's value, in every process."""
     if not dist.is_initialized():
         return value
     values = [value]
@@ -159,7 +161,7 @@ def broadcast(value: Any) -> Any:
 
 
 def gather(value: Any) -> list[Any]:
-    """The values of all processes, by rank, in each of them."""
+    """The values of all processes, by rank, in every process."""
     if not dist.is_initialized():
         return [value]
     values = [None] * world_size()
@@ -168,10 +170,10 @@ def gather(value: Any) -> list[Any]:
 
 
 def merge(rows: Tensor, places: Tensor, total: int) -> Tensor:
-    """Put together, in each process, what the processes have: rows (n, ...) -> (total, ...).
+    """Combine the rows of all processes, in every process: rows (n, ...) -> (total, ...).
 
-    `places` (n,) says where these rows belong; no two processes have the same place. Exact: each
-    number is added to zeros alone.
+    `places` (n,) are the indices of these rows; no two processes share one. Exact: each number is
+    added to zeros only.
     """
     if not dist.is_initialized():
         return rows
@@ -188,7 +190,7 @@ def _gather_numbers(values: list[float]) -> Tensor:
 
 
 def total(values: list[float]) -> list[float]:
-    """The sums over all processes, added up by rank, so that all get the same bits."""
+    """The sums over all processes, added in order of rank, so that all get the same bits."""
     return _gather_numbers(values).sum(0).tolist() if dist.is_initialized() else values
 
 
@@ -201,8 +203,8 @@ def highest(value: float) -> float:
 
 
 def agree_on_signal(number: int) -> int:
-    """Of the signals that the processes received (0: none) the one with the highest number, so
-    that all of them stop after the same step."""
+    """The highest signal number that any process received (0: none), so that all of them stop
+    after the same step."""
     return int(highest(number))
 
 
@@ -210,25 +212,24 @@ def agree_on_signal(number: int) -> int:
 
 
 class DataParallel(DistributedDataParallel):
-    """DDP with what it lacks here: BatchNorm's statistics agree after each forward pass, and a
-    process may have no image of a batch.
+    """DDP with two additions: BatchNorm's statistics agree after each forward pass, and a process
+    may have no image of a batch.
 
-    On GPUs BatchNorm becomes SyncBatchNorm, which normalises over the whole batch (its statistics
-    are those of one process). PyTorch has none for CPUs or for norms that know mirrors
-    (models/mirror.py): there each process normalises its own part, and the running statistics
-    become the mean over the processes, weighted by their images. DDP itself would spread the main
-    process's statistics, and only before the next forward pass: too late for the moving average and
-    for a checkpoint.
+    On GPUs BatchNorm becomes SyncBatchNorm, which normalises over the complete batch, as one
+    process would. PyTorch has none for CPUs or for mirror-symmetric norms (models/mirror.py): there
+    each process normalises its own part, and the running statistics become the mean over the
+    processes, weighted by their images. DDP itself would copy the main process's statistics, and
+    only before the next forward pass: too late for the moving average and for a checkpoint.
 
-    Without an image a process computes on a blank one, whose result is dropped: its gradients are
-    zeros, and DDP and SyncBatchNorm, which wait for every process, are served. SyncBatchNorm then
-    counts the blank image; it is one of the last batch of an epoch, and only where that has fewer
-    images than there are processes.
+    A process without an image computes on a blank one and drops the result: its gradients are
+    zeros, and DDP and SyncBatchNorm, which wait for every process, can proceed. SyncBatchNorm then
+    counts the blank image. This happens only in the last batch of an epoch, and only if it has
+    fewer images than there are processes.
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         on_gpu = device.type == "cuda"
-        # PyTorch's conversion would lose that a mirror's scales serve both halves.
+        # PyTorch's conversion would untie the scales of a mirror-symmetric norm.
         synchronised = on_gpu and not any(isinstance(m, MirrorBatchNorm2d) for m in model.modules())
         if synchronised:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -256,11 +257,11 @@ class DataParallel(DistributedDataParallel):
         dist.all_reduce(sums)
         means = (sums[:-1] / sums[-1]).split([buffer.numel() for buffer in self.averaged])
         for buffer, average in zip(self.averaged, means, strict=True):
-            # Through .data: backward has them among what it saved, but does not read them in
-            # training, so that it need not notice.
+            # Through .data: autograd saved these buffers for backward, but does not read them in
+            # training, so the change is safe.
             buffer.data.copy_(average.view_as(buffer))
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:
-    """The network that trains with those of the other processes; utils.unwrap undoes it."""
+    """Wrap the network for training in several processes; utils.unwrap undoes it."""
     return DataParallel(model, device) if dist.is_initialized() else model

@@ -7,25 +7,25 @@ from torch import nn
 
 
 class WeightAverage:
-    """A copy of `model` whose weights and floating-point statistics are their exponential moving
-    average over the steps (Polyak & Juditsky 1992, https://doi.org/10.1137/0330046); its counters
-    are the model's own.
+    """A copy of `model` whose weights and BatchNorm statistics are exponential moving averages over
+    the steps (Polyak & Juditsky 1992, https://doi.org/10.1137/0330046). Its counters are the
+    model's own.
 
-    After n steps the average keeps min(decay, (1 + n) / (10 + n)) of itself: the first weights,
-    which know nothing, are soon forgotten, and a short training has an average of its last steps.
+    After n steps the average keeps min(decay, (1 + n) / (10 + n)) of itself, so that it soon
+    forgets the initial weights, and a short training averages its last steps.
 
-    Two operations a step, whatever the number of tensors, and none that waits for the device.
+    An update takes two operations for any number of tensors, and does not wait for the device.
 
     Attributes:
         module: the network with the averaged weights.
-        steps: taken so far; a resumed training sets it.
+        steps: number of updates so far; a resumed training sets it.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.steps = 0
         self.module = copy.deepcopy(model).requires_grad_(False)
-        # What a checkpoint holds; the state's tensors share the memory of the networks' own.
+        # State dicts share memory with the networks, so these pairs stay up to date.
         states = (self.module.state_dict(), model.state_dict())
         pairs = [*zip(*(state.values() for state in states), strict=True)]
         self._averages = [pair for pair in pairs if pair[0].is_floating_point()]
@@ -33,7 +33,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the model's weights as they are after a step."""
+        """Update the average with the model's current weights."""
         kept = min(self.decay, (1 + self.steps) / (10 + self.steps))
         averages, current = map(list, zip(*self._averages, strict=True))
         torch._foreach_lerp_(averages, current, 1 - kept)

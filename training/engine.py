@@ -1,4 +1,4 @@
-"""Train a network for one epoch, evaluate it on one split. Nothing else."""
+"""The two loops: train a network for one epoch, evaluate it on one split."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from training.ema import WeightAverage
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-# Of a batch's images, logits and labels, which may be none: a scalar (see training/loss.py).
+# (images, logits, labels) of a batch, which may be empty -> a scalar (see training/loss.py).
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -30,18 +30,18 @@ class Metrics:
 
     @property
     def accuracy(self) -> float:
-        """Fraction of the images between 0 and 1."""
+        """Fraction of the images that were classified correctly, from 0 to 1."""
         return self.correct / self.total
 
 
 class RunningMetrics:
-    """Sums over the batches of an epoch that stay on the device until they are read.
+    """Sums over the batches of an epoch, kept on the device until they are read.
 
     Reading them waits for the device, so the loop does it once an epoch.
 
     Args:
-        total: where several processes each add their part of the batches, what turns the three
-            sums of one into those of all; every process then has to read them at the same time.
+        total: maps the three sums of this process to those of all processes, which then have to
+            read them at the same time.
     """
 
     def __init__(
@@ -57,19 +57,20 @@ class RunningMetrics:
         self._sum_over_processes = total
 
     def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: its mean loss, its logits (N, K) and its labels (N,), or (N, K) where they
-        are mixed; then the class with the largest share is the correct one."""
+        """Add a batch: its mean loss, logits (N, K) and labels (N,), or (N, K) if mixed: then the
+        class with the largest share is the correct one."""
         classes = labels if labels.ndim == 1 else labels.argmax(1)
         self.loss_sum.add_(loss.detach(), alpha=len(labels))
         self.correct += (logits.detach().argmax(1) == classes).sum()
         self.total += len(labels)
 
     def compute(self) -> Metrics:
+        """The metrics of the epoch so far, over all processes."""
         sums = self.state_dict()
         return Metrics(sums["loss_sum"] / sums["total"], sums["correct"], sums["total"])
 
     def own(self) -> Metrics:
-        """Of what this process added alone."""
+        """The metrics of this process's images only."""
         return Metrics(float(self.loss_sum) / self.total, int(self.correct), self.total)
 
     def state_dict(self) -> dict[str, Any]:
@@ -85,14 +86,14 @@ class RunningMetrics:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a network answered on a split: logits (N, K) and labels (N,), both on the CPU."""
+    """A network's logits (N, K) on a split and the labels (N,), both on the CPU."""
 
     logits: Tensor
     labels: Tensor
 
     @property
     def predictions(self) -> Tensor:
-        """The likeliest class of each image, (N,)."""
+        """The predicted class of each image, (N,)."""
         return self.logits.argmax(1)
 
     @property
@@ -104,7 +105,7 @@ class Evaluation:
 
     @property
     def confusion(self) -> Tensor:
-        """Counts (K, K): row the true class, column the predicted one."""
+        """Counts (K, K): a row per true class, a column per predicted class."""
         classes = self.logits.shape[1]
         pairs = self.labels * classes + self.predictions
         return torch.bincount(pairs, minlength=classes**2).reshape(classes, classes)
@@ -129,13 +130,13 @@ def train_epoch(
     weights: Iterable[float] = repeat(1.0),
     after_step: Callable[[Tensor], None] = lambda loss: None,
 ) -> Metrics:
-    """Take a step a batch; returns the metrics of the epoch, of each batch as it was trained on.
+    """Take one step per batch; returns the metrics of the batches as trained on.
 
     Args:
         batches: images (N, 3, H, W) and their labels, (N,) or the share of each class (N, K).
-        metrics: what the epoch adds to; not empty where an interrupted epoch goes on.
-        weights: of each batch's loss in its gradient; not 1 where a batch is a process's part of a
-            larger one (see data.Loader.weights). Such a part may be empty.
+        metrics: sums to add to; not empty if the epoch was interrupted and resumed.
+        weights: a factor on each batch's loss; not 1 if the batch is a process's part of a larger
+            one (see data.Loader.weights). Such a part may be empty.
         after_step: called after every step with the loss of the batch, a scalar on the device.
     """
     model.train()
@@ -152,12 +153,12 @@ def train_epoch(
             ema.update()
         metrics.update(loss, logits, labels)
         after_step(loss.detach())
-        del logits, loss  # with their graph, which beside the next would take 0.1 GB on a CPU
+        del logits, loss  # and their graph: beside the next one it would take 0.1 GB on a CPU
     return metrics.compute()
 
 
 def averaged(logits: Tensor) -> Tensor:
-    """Logits (M, N, K) of M answers to the same images -> (N, K): the logarithms of the mean of
+    """Logits (M, N, K) of M predictions for the same images -> (N, K): the logarithm of the mean of
     their probabilities, in float32."""
     return logits.float().log_softmax(2).logsumexp(0) - math.log(len(logits))
 

@@ -1,4 +1,4 @@
-"""From the next epoch to the last: train, watch, evaluate, save, print."""
+"""The epochs of a run: train, monitor, evaluate, save, print."""
 
 import math
 import sys
@@ -19,8 +19,8 @@ from training import distributed, engine, report, run_folder
 from training.interruption import Interrupted, Interruption
 from training.run import Run
 
-# Steps between looks at loss and weights. On an accelerator a look waits for the device.
-LOOK_EVERY = defaultdict(lambda: 50, cpu=1)
+# Steps between checks of loss and weights. On an accelerator a check waits for the device.
+CHECK_EVERY = defaultdict(lambda: 50, cpu=1)
 
 
 def train(
@@ -30,12 +30,12 @@ def train(
     saver: "Saver",
     after_epoch: Callable[[], None] = lambda: None,
 ) -> engine.Evaluation | None:
-    """Train to the last epoch; where a signal comes before, save and raise Interrupted.
+    """Train to the last epoch; on a signal, save and raise Interrupted.
 
     after_epoch: called once an epoch is saved.
     """
     if run.history and distributed.is_main():
-        # A kill may have come between the last checkpoint and its row.
+        # A kill may have come after the last checkpoint and before its row was written.
         utils.write_history(saver.output / "history.csv", run.history)
     with Interruption(agree=distributed.agree_on_signal) as interruption:
         try:
@@ -53,7 +53,7 @@ def train_to_the_end(
     interruption: Interruption,
     after_epoch: Callable[[], None],
 ) -> engine.Evaluation | None:
-    """Train to the last epoch, saving after each; returns the last evaluation (or None)."""
+    """Train to the last epoch and save after each; returns the last evaluation (or None)."""
     evaluation, pace = None, report.Pace(len(loader) * run.settings.recipe.epochs)
     while run.epoch < run.settings.recipe.epochs:
         learning_rate = run.learning_rate(steps_ago=run.batch)
@@ -90,7 +90,7 @@ def take_steps(
     weights: Iterable[float] = repeat(1.0),
     after_step: Callable[[Tensor], None] = lambda loss: None,
 ) -> engine.Metrics:
-    """Take a step a batch, with all that the run has; see engine.train_epoch."""
+    """Take one step per batch with the run's network and optimizer; see engine.train_epoch."""
     return engine.train_epoch(
         run.model,
         batches,
@@ -107,7 +107,7 @@ def take_steps(
 
 
 def train_one_epoch(run: Run, loader: data.Loader, monitor: "Monitor") -> engine.Metrics:
-    """Train the epoch under way from its next batch to its end."""
+    """Train the current epoch from its next batch to its end."""
     if run.batch == 0:
         run.begin_epoch()
     loader.set_epoch(run.epoch, run.batch)
@@ -121,13 +121,13 @@ def train_one_epoch(run: Run, loader: data.Loader, monitor: "Monitor") -> engine
 def evaluate(
     run: Run, loader: data.Loader | None, interruption: Interruption
 ) -> engine.Evaluation | None:
-    """What the network that is scored answers on the split evaluated (None where none is)."""
+    """Evaluate the scored network on the evaluation split; None if there is none."""
     if loader is None:
         return None
-    # Of a very short batch this process may have no image, and not every layer takes none.
+    # This process may have no image of a very short batch, and not every layer accepts none.
     batches = (batch for batch in interruption.watch(loader) if len(batch[1]))
     own = engine.evaluate(run.scored, batches, precision=run.precision)
-    # Each process classified a part of every batch: back to the order of the split.
+    # Each process classified a part of every batch: restore the order of the split.
     order = torch.arange(loader.images)
     places = torch.cat([order[loader.part(batch)] for batch in range(len(loader))])
     logits, labels = (distributed.merge(x, places, len(order)) for x in (own.logits, own.labels))
@@ -139,7 +139,7 @@ def evaluate(
 
 @dataclass
 class Saver:
-    """Saves a run in its folder, on demand and whenever `minutes` have gone by since the last."""
+    """Saves a run in its folder, on demand and `minutes` after the last save."""
 
     run: Run
     output: Path
@@ -149,7 +149,7 @@ class Saver:
         self.saved_at = time.monotonic()
 
     def save(self) -> None:
-        """Raises utils.RunError where it cannot be, or where the weights are no longer finite."""
+        """Save now. Raises utils.RunError if that fails or the weights are no longer finite."""
         check_finite(self.run, 0.0)
         training = {"training": self.run.state_dict()}
         if distributed.is_main():
@@ -163,7 +163,7 @@ class Saver:
 
 
 class Monitor:
-    """Called after every step: counts it, shows it, and stops or saves the run where it must."""
+    """Called after every step: counts and shows it, and stops or saves the run when due."""
 
     def __init__(
         self,
@@ -177,7 +177,7 @@ class Monitor:
         self.saver = saver
         self.interruption = interruption
         self.pace = pace
-        self.interval = LOOK_EVERY[run.device.type]
+        self.interval = CHECK_EVERY[run.device.type]
         self.bar = tqdm(
             desc=f"Epoch {run.epoch + 1}/{run.settings.recipe.epochs}",
             total=batches,
@@ -197,27 +197,27 @@ class Monitor:
 
     def __call__(self, loss: Tensor) -> None:
         self.run.batch += 1
-        looked = self.run.batch % self.interval == 0
-        if looked:
+        checked = self.run.batch % self.interval == 0
+        if checked:
             check_finite(self.run, distributed.mean(loss.item()))
         self.count_time()
         self.pace.step(self.run.scheduler.last_epoch)
         if not self.bar.disable:
-            self.show(looked)
+            self.show(checked)
         # Several processes have to do these at the same step, and agreeing takes time.
-        if looked or distributed.world_size() == 1:
+        if checked or distributed.world_size() == 1:
             self.interruption.check()
             self.saver.save_if_due()
-        self.clock = time.perf_counter()  # saving is no training
+        self.clock = time.perf_counter()  # saving does not count as training
 
     def count_time(self) -> None:
         now = time.perf_counter()
         self.run.seconds += now - self.clock
         self.clock = now
 
-    def show(self, looked: bool) -> None:
-        """Move the bar; loss and accuracy are those of this process's images of the epoch."""
-        if looked:
+    def show(self, checked: bool) -> None:
+        """Move the bar; its loss and accuracy are those of this process's images so far."""
+        if checked:
             metrics = self.run.metrics.own()
             scores = f"loss {metrics.loss:.4f}, accuracy {100 * metrics.accuracy:.2f} %"
             self.bar.set_postfix_str(scores, refresh=False)
@@ -228,12 +228,12 @@ class Monitor:
 
 
 def check_finite(run: Run, loss: float) -> None:
-    """Raises utils.RunError where the loss or a weight has become infinite or not a number."""
+    """Raises utils.RunError if the loss or a weight has become infinite or NaN."""
     if math.isfinite(loss) and run.is_finite():
         return
     lost = "a weight became infinite" if math.isfinite(loss) else f"the loss became {loss}"
     raise utils.RunError(
         f"{lost} by epoch {run.epoch + 1}, batch {run.batch} (step {run.scheduler.last_epoch}),"
-        f" at a learning rate of {run.learning_rate(1):.3g}; the last checkpoint,"
-        " if there is one yet, is intact: try a lower --learning-rate"
+        f" at learning rate {run.learning_rate(1):.3g}; the last checkpoint, if any, is intact:"
+        " try a lower --learning-rate"
     )

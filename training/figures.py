@@ -1,4 +1,4 @@
-"""The figures in the folder of a run: its images, its curves while it goes on, its classes."""
+"""The figures of a run: its augmented images, its curves so far, its accuracy by class."""
 
 import time
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from training.tensorboard import Board
 
 CURVES, CLASS_ACCURACY, CONFUSION = "validation.png", "class_accuracy.png", "confusion_matrix.png"
 AUGMENTED_EPOCHS = 4
-MOST_TIME = 0.01  # of the training's, that drawing may take while it goes on
+MAX_DRAWING = 0.01  # of the training time may go into drawing during the run
 
 
 def to_pixels(images: Tensor) -> Tensor:
@@ -28,9 +28,9 @@ def to_pixels(images: Tensor) -> Tensor:
 
 
 def draw_augmentation(settings: Settings, loader: data.Loader, output: Path) -> None:
-    """The first training image of each class as it is, and what some epochs make of it.
+    """Draw the first training image of each class, original and as augmented in some epochs.
 
-    They are augmented among themselves, so what mixup blends in is another of them.
+    They form their own batch, so mixup blends in another of them.
     """
     images, labels = loader.first_of_each_class()
     augmented = data.Loader(
@@ -54,7 +54,7 @@ def draw_augmentation(settings: Settings, loader: data.Loader, output: Path) -> 
 
 
 def draw_curves(run: Run, output: Path) -> None:
-    """Accuracy and loss, epoch by epoch so far."""
+    """Draw accuracy and loss of the epochs so far."""
     settings = run.settings
     smoothed = "label-smoothed loss" if settings.recipe.label_smoothing else None
     plots.validation(
@@ -69,7 +69,7 @@ def draw_curves(run: Run, output: Path) -> None:
 
 
 def draw(run: Run, evaluation: engine.Evaluation | None, output: Path) -> None:
-    """The figures of a finished run."""
+    """Print the accuracy of each class of a finished run, and draw its figures."""
     draw_curves(run, output)
     if evaluation is None:
         return
@@ -82,14 +82,14 @@ def draw(run: Run, evaluation: engine.Evaluation | None, output: Path) -> None:
 
 
 def is_over(plan: Plan) -> bool:
-    """Whether the run has nothing left to do: no epoch, and no file that is written at its end."""
+    """Whether the run is complete: all epochs trained, and all final files written."""
     epochs = plan.settings.recipe.epochs
     if plan.checkpoint is None or plan.checkpoint["epoch"] < epochs:
         return False
     scores = () if plan.settings.eval_split == "none" else (CLASS_ACCURACY, CONFUSION)
     if not all((plan.output / name).exists() for name in ("history.csv", CURVES, *scores)):
         return False
-    try:  # a kill may have left those of the epoch before
+    try:  # a kill may have left the weights of the epoch before
         return checkpoints.load_checkpoint(plan.output / "weights.safetensors")["epoch"] == epochs
     except utils.RunError:
         return False
@@ -97,11 +97,11 @@ def is_over(plan: Plan) -> bool:
 
 @dataclass
 class Watch:
-    """Called after each epoch, so that a training can be watched: its folder gets the weights so
-    far and the curves so far, and TensorBoard the epoch's row.
+    """Called after each epoch: writes the weights and curves so far, and the epoch's row to
+    TensorBoard.
 
-    Where epochs are so short that drawing each would take more than MOST_TIME of the training's
-    time, the curves wait until it takes no more.
+    If epochs are so short that drawing would take more than MAX_DRAWING of the time, it skips the
+    curves of some epochs.
     """
 
     run: Run
@@ -117,7 +117,7 @@ class Watch:
         if self.board is not None:
             self.board.add(self.run.history[-1])
         start = time.perf_counter()
-        if self.drawing <= MOST_TIME * (start - self.since):
+        if self.drawing <= MAX_DRAWING * (start - self.since):
             draw_curves(self.run, self.output)
             self.since = time.perf_counter()
             self.drawing = self.since - start

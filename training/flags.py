@@ -1,4 +1,4 @@
-"""Flags: what a setting is for and may be, said once for flag, check, message and --help."""
+"""Flags: a setting's purpose and range, stated once for flag, check, message and --help."""
 
 import argparse
 import sys
@@ -15,11 +15,11 @@ METAVARS: dict[type, str] = {int: "N", float: "X", str: "NAME"}
 
 @dataclass(frozen=True)
 class Setting:
-    """What a setting is for, and what it may be: one of `choices`, or else a finite number.
+    """A setting's purpose and allowed values: one of `choices`, or a number in a range.
 
     Attributes:
-        at_least, at_most: the first and the last number of its range.
-        above, below: bounds that do not belong to the range, where it has such.
+        at_least, at_most: inclusive bounds.
+        above, below: exclusive bounds, if any.
     """
 
     help: str
@@ -38,7 +38,7 @@ class Setting:
 
     @property
     def range(self) -> str:
-        """The values that are allowed, in words."""
+        """The allowed values, in words."""
         if self.choices:
             *others, last = self.choices
             return f"{', '.join(others)} or {last}" if others else last
@@ -52,12 +52,12 @@ class Setting:
 
 
 def setting(help: str, *, default: Any = MISSING, **allowed: Any) -> Any:
-    """A field of a dataclass that is a Setting; without a `default`, each object names its own."""
+    """A dataclass field that is a Setting; without `default`, every object has to give a value."""
     return field(default=default, metadata={"setting": Setting(help, **allowed)})
 
 
 def settings_of(record: Any) -> dict[str, Setting]:
-    """The fields of a dataclass, or of an object of one, that are settings."""
+    """The fields of a dataclass or its object that are settings."""
     return {f.name: f.metadata["setting"] for f in fields(record) if "setting" in f.metadata}
 
 
@@ -67,7 +67,7 @@ def flag(name: str) -> str:
 
 
 def check(record: Any, error: type[Exception]) -> None:
-    """Raises `error`, which names flag, value and range, where a setting is out of its range."""
+    """Raises `error`, naming flag, value and range, if a setting is out of range."""
     for name, allowed in settings_of(record).items():
         value = getattr(record, name)
         if not allowed.allows(value):
@@ -77,7 +77,7 @@ def check(record: Any, error: type[Exception]) -> None:
 def add_flag(
     group: argparse._ActionsContainer, name: str, setting: Setting, default: Any, kind: Any = None
 ) -> None:
-    """A flag for a setting, of the type `kind` or its default's. What is out of range is a usage
+    """Add a flag for a setting, of type `kind` or its default's. A value out of range is a usage
     error."""
     kind = kind or type(default)
 
@@ -94,25 +94,25 @@ def add_flag(
 
     shown = "" if default is None else f" ({default:g})" if kind is float else f" ({default})"
     text = f"{setting.help}; {setting.range}{shown}".replace("%", "%%")
-    # A parser may leave out what was not given; otherwise it has the default.
+    # A parser with argparse.SUPPRESS omits flags that were not given; others get the default.
     missing = group.argument_default or default
     group.add_argument(flag(name), type=value, metavar=METAVARS[kind], default=missing, help=text)
 
 
 def add_flags(group: argparse._ActionsContainer, record: Any) -> None:
-    """A flag for each setting of a dataclass, whose default is that of the object `record`."""
+    """Add a flag for each setting of a dataclass object, whose values are the defaults."""
     kinds = get_type_hints(type(record))
     for name, allowed in settings_of(record).items():
         add_flag(group, name, allowed, kinds[name](getattr(record, name)))
 
 
 def folder(text: str) -> Path:
-    """A flag's folder. An empty one, as of an unset variable of the shell, is a usage error."""
+    """A flag's folder. An empty path, as from an unset shell variable, is a usage error."""
     return _path(text, "a folder")
 
 
 def file(text: str) -> Path:
-    """A flag's file, as `folder`."""
+    """A flag's file, checked as in `folder`."""
     return _path(text, "a file")
 
 
@@ -123,5 +123,5 @@ def _path(text: str, what: str) -> Path:
 
 
 def compact(prog: str) -> argparse.HelpFormatter:
-    """Help that gives a flag one line, where the terminal has 100 columns."""
+    """Help with one line per flag on a terminal of 100 columns."""
     return argparse.RawDescriptionHelpFormatter(prog, max_help_position=28)

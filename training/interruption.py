@@ -1,4 +1,4 @@
-"""Signals that end a training: they wait until it has saved."""
+"""Signals that end a training after it has saved."""
 
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 class Interrupted(Exception):
-    """A signal of `signals` came; `status` is what the process is then to exit with."""
+    """One of `signals` was received; `status` is the exit status for it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(number).name}")
@@ -16,8 +16,8 @@ class Interrupted(Exception):
 
 
 def signals() -> list[signal.Signals]:
-    """Those that end a training once it is saved: Ctrl-C, the system's wish, and the end of the
-    terminal (not on Windows, and not where it is ignored, as under nohup)."""
+    """The signals that end a training after it has saved: SIGINT, SIGTERM and SIGHUP (not on
+    Windows, and not if it is ignored, as under nohup)."""
     numbers = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
@@ -25,13 +25,13 @@ def signals() -> list[signal.Signals]:
 
 
 class Interruption:
-    """While entered, `signals` wait until `check` is called, which raises Interrupted.
+    """A context in which `signals` are deferred until `check`, which raises Interrupted.
 
-    A second SIGINT ends the process at once, as it would without this.
+    A second SIGINT ends the process at once.
 
     Args:
-        agree: where several processes have to stop at the same `check`, what turns the number of
-            the signal that this one received (0: none) into the one that all go by.
+        agree: maps the number of the signal that this process received (0: none) to the one that
+            all processes act on, so that they stop at the same `check`.
     """
 
     def __init__(self, agree: Callable[[int], int] = int) -> None:
@@ -48,7 +48,7 @@ class Interruption:
 
     def _receive(self, number: int, frame: object) -> None:
         self.received = number
-        if number == signal.SIGINT:  # where it came with another signal, its turn is still to come
+        if number == signal.SIGINT:  # a second signal may still be pending
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def check(self) -> None:
@@ -57,7 +57,7 @@ class Interruption:
             raise Interrupted(number)
 
     def watch(self, items: Iterable[T]) -> Iterator[T]:
-        """The same items, with a `check` before each."""
+        """Yield the items, with a `check` before each."""
         for item in items:
             self.check()
             yield item

@@ -1,4 +1,4 @@
-"""What a training minimises."""
+"""The training loss: cross-entropy, with or without distillation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ class Loss:
     """The mean loss of a batch in nats per image, called with its images, logits (N, K) and labels,
     (N,) or the share of each class (N, K).
 
-    Cross-entropy with smoothed labels. With a teacher, `share` of the loss is how far the network's
-    probabilities are from the teacher's (Kullback-Leibler divergence), both at a temperature T
-    (Hinton et al. 2015, arXiv:1503.02531). T^2 gives its gradient the size that it has without T.
-    The teacher sees the very images that the network sees (Beyer et al. 2021, arXiv:2106.05237).
+    It is the cross-entropy with label smoothing. With a teacher, the Kullback-Leibler divergence
+    between the teacher's and the network's probabilities, both at temperature T, has the weight
+    `share` (Hinton et al. 2015, arXiv:1503.02531). The factor T^2 keeps the size of its
+    gradient. The teacher sees the same augmented images (Beyer et al. 2021, arXiv:2106.05237).
 
     Attributes:
         teacher: images -> logits (N, K), without gradients.
@@ -28,7 +28,7 @@ class Loss:
 
     def __call__(self, images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         if len(labels) == 0:
-            return logits.sum()  # 0, where a mean over nothing is not a number
+            return logits.sum()  # 0; a mean over no images would be NaN
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         if self.teacher is None:
             return loss

@@ -1,4 +1,4 @@
-"""Muon, with all matrices in the same operations."""
+"""Muon, with all matrices batched into the same operations."""
 
 import math
 from collections import defaultdict
@@ -12,19 +12,19 @@ from torch.optim import Optimizer
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of X, X X' X and X X' X X' X
 STEPS = 5
 EPSILON = 1e-7
-PRODUCTS = torch.bfloat16  # what Newton-Schulz computes in
+DTYPE = torch.bfloat16  # of the Newton-Schulz iteration
 
 
 class Muon(Optimizer):
     """Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon): momentum whose step has all
     singular values near 1, so that a matrix learns in all directions at once.
 
-    The numbers and the state are those of torch.optim.Muon with Nesterov momentum, which takes one
-    matrix after another, some 25 small operations each: 500 for a network of ours, where this needs
+    Numbers and state are those of torch.optim.Muon with Nesterov momentum, which updates one matrix
+    after another, with some 25 small operations each: 500 for the default network, where this needs
     24 on a GPU. A parameter (..., R, C) is a stack of matrices.
 
-    GradScaler leaves its scale, and whether a gradient is infinite, to `step`, as with PyTorch's
-    fused optimizers: no step waits for the device.
+    As with PyTorch's fused optimizers, GradScaler passes its scale and its check for infinite
+    gradients to `step`, so no step waits for the device.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Muon(Optimizer):
             shapes = tuple(p.shape for p in parameters)
             if shapes not in self._layouts:
                 device = parameters[0].device
-                # On a CPU the arithmetic counts, elsewhere the number of operations.
+                # On a CPU the arithmetic takes the time, elsewhere the number of operations.
                 self._layouts[shapes] = lay_out(shapes, device, together=device.type != "cpu")
             steps = orthogonalized(updates, self._layouts[shapes])
             descend(parameters, steps, rate, decay, None, found_inf)
@@ -73,10 +73,10 @@ def descend(
     scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
-    """values -= rate * (gradients + decay * values), where `found_inf` is not 1.
+    """values -= rate * (gradients + decay * values), unless `found_inf` is 1.
 
-    In one operation: PyTorch's fused SGD, which reads `found_inf` on the device. It divides the
-    gradients by `scale` before, in place.
+    In one operation, PyTorch's fused SGD, which reads `found_inf` on the device. It first divides
+    the gradients by `scale`, in place.
     """
     torch._fused_sgd_(
         values,
@@ -96,14 +96,14 @@ def descend(
 
 @dataclass(frozen=True)
 class Layout:
-    """How matrices lie in batches (N, R, C), R <= C; tall ones lie on their side.
+    """How matrices are packed into batches (N, R, C), R <= C; tall matrices are transposed.
 
     Attributes:
         shapes: of the batches.
-        places: for each number of the batches, which of the matrices' numbers it is, counted
-            through all of them; one past the last is a zero, which fills a batch's smaller ones.
-        back: for each number of the matrices, its place in the batches.
-        factors: (numbers of the matrices,), sqrt(max(1, R / C)) of the matrix that each is in.
+        places: for each element of the batches, its index among the elements of all matrices; one
+            past the last index is the zero that pads smaller matrices.
+        back: for each element of the matrices, its index in the batches.
+        factors: for each element of the matrices, sqrt(max(1, R / C)) of its matrix.
         zero: (1,).
     """
 
@@ -117,8 +117,8 @@ class Layout:
 def lay_out(shapes: Sequence[torch.Size], device: torch.device, *, together: bool) -> Layout:
     """The layout of matrices of these shapes (..., R, C).
 
-    Those of one shape make a batch, or, where they go `together`, all of them, filled up with
-    zeros: Newton-Schulz leaves these as they are, and they add nothing to the other numbers.
+    Matrices of one shape form a batch. With `together` all of them form one batch, padded with
+    zeros: Newton-Schulz leaves the zeros as they are, and they do not affect the other elements.
     """
     sides = [(min(shape[-2:]), max(shape[-2:])) for shape in shapes]
     counts = [shape[:-2].numel() for shape in shapes]
@@ -147,9 +147,9 @@ def lay_out(shapes: Sequence[torch.Size], device: torch.device, *, together: boo
 
 
 def orthogonalized(updates: Sequence[Tensor], layout: Layout) -> list[Tensor]:
-    """The nearest orthogonal matrices, nearly, of stacks (..., R, C), times sqrt(max(1, R / C))."""
+    """Nearly the nearest orthogonal matrices of stacks (..., R, C), times sqrt(max(1, R / C))."""
     numbers = torch.cat([*(update.flatten() for update in updates), layout.zero])
-    numbers = numbers.index_select(0, layout.places).to(PRODUCTS)
+    numbers = numbers.index_select(0, layout.places).to(DTYPE)
     parts = numbers.split([math.prod(shape) for shape in layout.shapes])
     results = [
         newton_schulz(part.view(shape)).flatten()
@@ -162,7 +162,7 @@ def orthogonalized(updates: Sequence[Tensor], layout: Layout) -> list[Tensor]:
 
 
 def newton_schulz(matrices: Tensor) -> Tensor:
-    """Bring the singular values of matrices (N, R, C), R <= C, to between 0.7 and 1.2."""
+    """Move the singular values of matrices (N, R, C), R <= C, to between 0.7 and 1.2."""
     a, b, c = NEWTON_SCHULZ
     x = matrices / matrices.flatten(1).norm(dim=1).clamp(min=EPSILON)[:, None, None]
     for _ in range(STEPS):

@@ -1,4 +1,4 @@
-"""A network as ONNX files: with its normalisation inside, in fp32 and quantised to int8."""
+"""ONNX export of a network with its normalisation, in fp32 and quantised to int8."""
 
 import importlib
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from models import explain
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18
 INPUT, OUTPUT, MAPS = "pixels", "logits", "maps"
-FOLDED = 2**20  # numbers in a kernel, at most, that the exporter puts together
+MAX_FOLDED = 2**20  # numbers in a kernel, at most, that the optimizer computes at export
 CALIBRATION_BATCH = 100  # images
 
 
@@ -51,25 +51,25 @@ class PixelClassifier(nn.Module):
 
 
 def require_packages() -> None:
-    """Raises utils.RunError where a package that exporting needs cannot be imported."""
+    """Raises utils.RunError if a package that the export needs cannot be imported."""
     for name in PACKAGES:
         try:
             importlib.import_module(name)
         except ImportError as error:
             raise utils.RunError(
-                f"exporting needs {name} ({error}): pip install -r requirements-export.txt"
+                f"the export needs {name} ({error}): pip install -r requirements-export.txt"
             ) from error
 
 
 def export_onnx(classifier: PixelClassifier, path: Path, metadata: dict[str, str]) -> None:
     """Write `classifier` to `path` with PyTorch's own exporter.
 
-    What only puts weights together is computed here, and norms are folded into the convolutions
-    before them, so that the file holds whole kernels and no norm.
+    Tied weights are assembled here, and norms are folded into the convolutions before them, so the
+    file holds complete kernels and no norms.
     """
     from onnxscript import optimizer, rewriter
 
-    # Of two, because the exporter takes a batch of 1 for a constant.
+    # A batch of 2, because the exporter takes a batch size of 1 for a constant.
     example = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     with torch.no_grad():
         program = torch.onnx.export(
@@ -84,10 +84,10 @@ def export_onnx(classifier: PixelClassifier, path: Path, metadata: dict[str, str
         )
     assert program is not None
     # By default the largest kernels are not folded, nor are the norms behind them.
-    model = optimizer.optimize(program.model_proto, input_size_limit=FOLDED)
+    model = optimizer.optimize(program.model_proto, input_size_limit=MAX_FOLDED)
     model = rewriter.rewrite(model)
     graph = model.graph
-    # Where in this machine's files each operation comes from is nobody's business, and is large.
+    # Drop the source locations: they name this machine's files, and are large.
     for part in (graph, *graph.input, *graph.output, *graph.node, *graph.value_info):
         part.ClearField("metadata_props")
     finish(model, path, metadata)
@@ -107,10 +107,10 @@ def finish(model: Any, path: Path, metadata: dict[str, str]) -> None:
 
 
 def quantize(source: Path, path: Path, images: Tensor, metadata: dict[str, str]) -> None:
-    """Write the ONNX network at `source` to `path` with weights and activations of 8 bits.
+    """Quantise the ONNX network at `source` to 8-bit weights and activations, at `path`.
 
-    Static quantisation by onnxruntime: `images` (N, 3, 32, 32) uint8 set the ranges of the
-    activations; each output channel's weights have a scale of their own.
+    Static quantisation by onnxruntime: `images`, uint8 (N, 3, 32, 32), calibrate the ranges of the
+    activations; each output channel's weights have their own scale.
     """
     import onnx
     from onnxruntime import quantization

@@ -1,4 +1,4 @@
-"""What a recipe asks for: its optimizer, and its moving average of the weights."""
+"""The optimizer of a recipe, and its moving average of the weights."""
 
 from itertools import islice
 from typing import Any
@@ -14,10 +14,10 @@ from training.recipe import Recipe, RecipeError
 
 
 class SGD(torch.optim.SGD):
-    """PyTorch's, whose momentum starts at 0.
+    """PyTorch's SGD, but with momentum buffers that start at 0.
 
-    Its own starts at the first gradient. Where mixed precision skips the first step, the fused
-    kernel leaves the memory of the momentum unwritten, and the second step adds whatever it held.
+    PyTorch's start at the first gradient. If mixed precision skips the first step, its fused kernel
+    leaves the buffers uninitialised, and the second step adds whatever they held.
     """
 
     @torch.no_grad()
@@ -30,11 +30,11 @@ class SGD(torch.optim.SGD):
 
 
 class ChainedOptimizer(Optimizer):
-    """Several optimizers, each with parameters of its own, as one: its parameter groups and its
-    state are theirs, so that one schedule, one checkpoint and one `step` serve them all.
+    """Several optimizers as one, each with its own parameters. It shares their parameter groups and
+    state, so that one schedule, one checkpoint and one `step` serve them all.
 
-    All of them have to heed GradScaler's `grad_scale` and `found_inf`, as PyTorch's fused ones do.
-    GradScaler then reads nothing from the device, and every step counts as taken.
+    All of them have to handle GradScaler's `grad_scale` and `found_inf`, as PyTorch's fused ones
+    do. GradScaler then reads nothing from the device, and every step counts as taken.
     """
 
     def __init__(self, *optimizers: Optimizer) -> None:
@@ -62,7 +62,7 @@ class ChainedOptimizer(Optimizer):
 
 
 def _groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Kernels, whose weights decay, and the rest, whose do not."""
+    """Two parameter groups: kernels, with weight decay, and the rest, without."""
     return [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
@@ -70,14 +70,14 @@ def _groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[st
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
-    """The recipe's optimizer, in PyTorch's fused form where it has one.
+    """The recipe's optimizer, in PyTorch's fused form if there is one.
 
-    Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon) makes every singular value of a
+    Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon) makes the singular values of a
     matrix's step equal, so that it learns in all directions at once. Here the matrices are the
-    kernels of the pointwise convolutions.
+    kernels of the pointwise convolutions, which include patch convolutions.
 
     Raises:
-        RecipeError: Muon is asked for, and the network has no such kernel.
+        RecipeError: the recipe asks for Muon, and the network has no such kernel.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     rate = recipe.learning_rate
@@ -97,7 +97,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
         return sgd
     if not matrices:
         raise RecipeError(
-            "--optimizer muon is for networks with pointwise convolutions: choose sgd or adamw"
+            "--optimizer muon needs a network with pointwise convolutions: choose sgd or adamw"
         )
     decay = recipe.muon_weight_decay
     return ChainedOptimizer(
@@ -106,5 +106,5 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
 
 
 def build_ema(model: nn.Module, recipe: Recipe) -> WeightAverage | None:
-    """The moving average of weights and BatchNorm statistics that is scored, or None without."""
+    """The moving average of weights and BatchNorm statistics, or None if the recipe has none."""
     return WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None

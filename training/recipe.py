@@ -1,7 +1,7 @@
 """How each network is trained: a frozen recipe.
 
-A setting is one line of Recipe. Its flag of train.py, its check, its line of --help and its entry
-in a run's config follow from that line.
+Each setting is one line of Recipe. Its flag in train.py, its check, its line of --help and its
+entry in a run's config follow from that line.
 """
 
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from training.flags import check, setting
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be followed."""
+    """An invalid recipe."""
 
 
 OPTIMIZERS = ("sgd", "adamw", "muon")
@@ -21,39 +21,43 @@ SCHEDULES = ("linear", "cosine", "steps")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what the weights become, besides network, data and seed.
+    """Everything that determines the trained weights, besides network, data and seed.
 
     Raises RecipeError where a value is out of its range.
     """
 
     epochs: int = setting("passes over the training images", at_least=1, at_most=2000)
-    batch_size: int = setting("images a step, on all devices", at_least=1, at_most=50_000)
-    optimizer: str = setting("muon leaves all but 1x1 kernels to sgd", choices=OPTIMIZERS)
-    learning_rate: float = setting("at the peak of the schedule", above=0)
-    schedule: str = setting("how the learning rate falls", choices=SCHEDULES)
-    warmup: float = setting("fraction of the steps in which it rises", default=0.0, below=1)
-    # For "steps", a row a change: (fraction of the epochs, factor on the learning rate, momentum).
-    # The optimizer's state starts anew at each.
+    batch_size: int = setting("images per step, over all devices", at_least=1, at_most=50_000)
+    optimizer: str = setting("muon: for matrix kernels, sgd for the rest", choices=OPTIMIZERS)
+    learning_rate: float = setting("peak of the schedule", above=0)
+    schedule: str = setting("how the learning rate decays", choices=SCHEDULES)
+    warmup: float = setting("fraction of the steps spent on warm-up", default=0.0, below=1)
+    # For "steps", one row per change: (fraction of the epochs, factor on the learning rate,
+    # momentum). Each resets the optimizer's state.
     milestones: tuple[tuple[float, float, float], ...] = ()
     momentum: float = setting("of sgd and muon", default=0.9, below=1)
     nesterov: bool = True  # momentum of sgd
-    weight_decay: float = setting("on kernels, not on norms and biases", default=0.0)
-    muon_weight_decay: float = setting("the same, on the kernels of muon", default=0.0)
-    label_smoothing: float = setting("share spread over all classes", default=0.0, below=1)
-    ema_decay: float = setting("of the averaged weights, a step, 0 for none", default=0.0, below=1)
+    weight_decay: float = setting("of kernels, not of norms and biases", default=0.0)
+    muon_weight_decay: float = setting("the same, of the kernels that muon trains", default=0.0)
+    label_smoothing: float = setting("probability spread over all classes", default=0.0, below=1)
+    ema_decay: float = setting(
+        "per step, of the weights' average, 0 for none", default=0.0, below=1
+    )
     crop_padding: int = setting(
-        "pixels around the random crop, 0 for none", default=4, at_most=data.MAX_CROP_PADDING
+        "pixels of padding for random crops, 0 for none", default=4, at_most=data.MAX_CROP_PADDING
     )
     padding_mode: str = setting(
-        "what the padding shows", default="reflect", choices=data.PADDING_MODES
+        "how the padding is filled", default="reflect", choices=data.PADDING_MODES
     )
     flip: str = setting("alternating: every other epoch", default="random", choices=data.FLIPS)
     cutout: int = setting(
-        "side of the blanked square, pixels, 0 for none", default=0, at_most=data.MAX_CUTOUT
+        "side of the cutout square in pixels, 0 for none", default=0, at_most=data.MAX_CUTOUT
     )
-    mixup: float = setting("largest share of another image", default=0.0, at_most=data.MAX_MIXUP)
-    distillation: float = setting("share of --teacher in the loss", default=0.9, at_most=1)
-    temperature: float = setting("at which --teacher is imitated", default=2.0, above=0)
+    mixup: float = setting(
+        "largest share of a second image, 0 for none", default=0.0, at_most=data.MAX_MIXUP
+    )
+    distillation: float = setting("weight of --teacher in the loss", default=0.9, at_most=1)
+    temperature: float = setting("of the softmax in distillation", default=2.0, above=0)
 
     def __post_init__(self) -> None:
         check(self, RecipeError)
@@ -64,7 +68,7 @@ class Recipe:
 
 
 RECIPES = {
-    # The recipe of the notebook that this repository set out from.
+    # The recipe of the notebook that this repository started from.
     "baseline": Recipe(
         epochs=50,
         batch_size=128,
@@ -86,18 +90,18 @@ RECIPES = {
         muon_weight_decay=0.02,
         label_smoothing=0.1,
         ema_decay=0.998,
-        flip="none",  # the network knows mirrors
+        flip="none",  # the network is mirror-symmetric
         cutout=8,
         mixup=0.2,
     ),
 }
 RECIPES |= dict.fromkeys(("under50k", "under25k"), replace(RECIPES["under100k"], epochs=100))
-# Smoothed labels would take from a teacher what it knows of how alike two classes are (Mueller et
-# al. 2019, arXiv:1906.02629).
+# Label smoothing would erase what a teacher knows about the similarity of classes (Mueller et al.
+# 2019, arXiv:1906.02629).
 RECIPES["teacher"] = replace(RECIPES["under100k"], epochs=40, label_smoothing=0.0)
 
-# The recipe by name: "default" is the network's own. "short" is it with what a budget of a few
-# epochs asks for: a shorter average of the weights, and no more augmentation than it can use.
+# Recipes by name: "default" is the network's own, and "short" adapts it to a budget of a few
+# epochs: a shorter moving average of the weights, and less augmentation.
 SHORT: dict[str, Any] = {
     "epochs": 16,
     "warmup": 0.2,
@@ -109,5 +113,5 @@ NAMES = ("default", "short")
 
 
 def named_recipe(model: str, name: str) -> Recipe:
-    """A network's recipe by that name, of NAMES."""
+    """The recipe of a network by its name, one of NAMES."""
     return replace(RECIPES[model], **SHORT) if name == "short" else RECIPES[model]

@@ -1,4 +1,4 @@
-"""What a run says of itself: its first lines, a line an epoch, its network, what it runs on."""
+"""What a run prints and records: its first lines, a line per epoch, its network, its machine."""
 
 import io
 import math
@@ -32,14 +32,14 @@ FORECAST_AFTER = 10.0  # seconds of training
 
 
 def summary(model: str, config: dict[str, Any]) -> str:
-    """Of the network of that name: torchsummary's table, the parameters, and the
-    multiply-accumulates of an image.
+    """The layers of a network by torchsummary, its parameters, and its multiply-accumulates per
+    image.
 
-    What is drawn at random later is as it would be without this.
+    Leaves the random state unchanged.
     """
     table = io.StringIO()
     with torch.random.fork_rng(devices=[]):
-        network = models.build(model, **config).eval()  # torchsummary runs it in its mode
+        network = models.build(model, **config).eval()  # torchsummary keeps the mode
         macs = utils.count_macs(network, IMAGE_SIZE)
         with redirect_stdout(table):
             torchsummary.summary(network, IMAGE_SIZE, device="cpu")
@@ -52,7 +52,7 @@ def summary(model: str, config: dict[str, Any]) -> str:
 
 
 def aligned(lines: list[str]) -> list[str]:
-    """torchsummary's lines with a first column that is as wide as its longest name."""
+    """torchsummary's lines, with a first column as wide as its longest name."""
     rows = [ROW.fullmatch(line) for line in lines]
     width = max(len(row[1]) for row in rows if row)
     result = []
@@ -69,7 +69,7 @@ def aligned(lines: list[str]) -> list[str]:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What two runs of the same settings can still differ in."""
+    """What can differ between two runs of the same settings."""
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -82,14 +82,14 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
-    """The name that its maker gave a GPU or a CPU."""
+    """The model name of a GPU or CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return processor() if device.type == "cpu" else f"{device.type} of {processor()}"
 
 
 def processor() -> str:
-    """The processor's name, which only Linux tells in full."""
+    """The model name of the processor; only Linux gives it in full."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -119,7 +119,7 @@ def checkout() -> dict[str, Any]:
 def first_lines(
     run: Run, loader: data.Loader, eval_loader: data.Loader | None, output: Path, wanted: str
 ) -> str:
-    """What is about to be done, a line each; `wanted`: "auto" or the source that was asked for."""
+    """The run's settings, one per line; `wanted`: the value of --data."""
     settings, epochs = run.settings, run.settings.recipe.epochs
     parameters = utils.count_parameters(utils.unwrap(run.model))
     device = f"{device_name(run.device)}, {settings.precision}"
@@ -127,7 +127,7 @@ def first_lines(
     each = f", in each of {processes} processes" if processes > 1 else ""
     source = SOURCES[settings.source]
     if settings.source == "sample" and wanted == "auto":
-        source = "CIFAR-10 is not here, so the built-in sample"
+        source = "CIFAR-10 was not found, so the built-in sample"
     trained = f"{loader.images:,} images to train on ({settings.train_split})"
     scored = "none" if eval_loader is None else f"{eval_loader.images:,} ({settings.eval_split})"
     lines = {
@@ -150,7 +150,7 @@ def count(number: int, noun: str) -> str:
 
 
 def recipe_name(model: str, recipe: Recipe) -> str:
-    """The name of the network's recipe that this one is, or is closest to, and what is changed."""
+    """The name of the network's recipe that is closest to this one, and the differences."""
     changes = {
         name: [
             f"{setting} {value}"
@@ -167,36 +167,36 @@ def recipe_name(model: str, recipe: Recipe) -> str:
 
 
 class Pace:
-    """How long a run will take yet, by what its steps took in this process, evaluation included.
+    """Estimates the time left in a run from the steps of this process, evaluation included.
 
-    The first step is not counted, for it may compile and load libraries.
+    The first step does not count, because it may compile and load libraries.
 
     Args:
-        steps: of the whole run.
+        steps: in the complete run.
     """
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
-        self.first = self.last = 0  # steps of the run that were behind when these were taken
+        self.first = self.last = 0  # number of the first and of the last step seen
         self.start = math.inf
-        self.told = False  # whether the reader knows
+        self.told = False  # whether an estimate was printed
 
     def step(self, number: int) -> None:
-        """The run has taken its step of this number."""
+        """Note that the run has taken step `number`."""
         if self.start == math.inf:
             self.first, self.start = number, time.perf_counter()
         self.last = number
 
     @property
     def left(self) -> float | None:
-        """Seconds; None before there are two steps to go by."""
+        """Seconds left; None before the second step."""
         if self.last == self.first:
             return None
         pace = (time.perf_counter() - self.start) / (self.last - self.first)
         return pace * (self.steps - self.last)
 
     def forecast(self) -> str | None:
-        """A line, once, where the line of the first epoch is long in coming."""
+        """A line, only once, if the first epoch takes longer than FORECAST_AFTER."""
         if self.told or self.left is None or time.perf_counter() < self.start + FORECAST_AFTER:
             return None
         self.told = True
@@ -204,7 +204,7 @@ class Pace:
 
 
 def epoch_line(row: dict[str, Any], epochs: int, eval_split: str, left: float | None) -> str:
-    """A row of the history; `left`: seconds of the run that are still to come, if known."""
+    """The line printed for a row of the history; `left`: seconds left in the run, if known."""
     scores = [
         f"{split} loss {loss:.4f}, accuracy {100 * accuracy:.2f} %"
         for split, loss, accuracy in (

@@ -1,4 +1,4 @@
-"""The folder of a run: its two newest checkpoints, and a lock for its one writer."""
+"""The folder of a run: its two latest checkpoints, and a lock for its only writer."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -22,13 +22,13 @@ _held: dict[Path, IO[bytes]] = {}  # the locks of this process, by folder
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Create a run's folder and be the only one to write to it, until the end or until death.
+    """Create a run's folder and hold its lock, so that no other process writes to it.
 
-    The lock is the operating system's, which releases it whatever ends the process. What a killed
-    process left half-written is removed.
+    The operating system releases the lock, however the process ends. Unfinished files of a killed
+    process are removed.
 
     Raises:
-        RunError: it cannot be created or written to, or another process holds it.
+        RunError: the folder cannot be created or written to, or another process holds its lock.
     """
     make_folder(folder)
     with open(folder / LOCK, "ab") as file:
@@ -49,29 +49,29 @@ def _lock(file: IO[bytes], folder: Path) -> None:
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
     except (BlockingIOError, PermissionError) as error:
         raise RunError(
-            f"another training writes to {folder}: wait for its end, or choose another --output"
+            f"another training is writing to {folder}: wait for it, or choose another --output"
         ) from error
     except OSError:
-        pass  # a file system without locks: nothing can be promised there
+        pass  # a file system without locks: there is no protection
 
 
 def _check_lock(folder: Path) -> None:
-    """RunError where the folder that was locked was removed: what has its name may be another's."""
+    """RunError if the locked folder was removed: one of that name may now be another run's."""
     file = _held.get(folder)
     try:
         if file is None or os.path.samestat(os.fstat(file.fileno()), os.stat(folder / LOCK)):
             return
     except FileNotFoundError:
         pass
-    raise RunError(f"{folder} was removed while this training wrote to it: start it anew")
+    raise RunError(f"{folder} was removed while this training wrote to it: start again")
 
 
 def claim(folder: Path, resumed: Path | None, source: Path | None) -> None:
-    """Make sure that the (locked) folder is free for a new run or for going on with its own.
+    """Check that the locked folder is free for a new run, or holds the run to resume.
 
     Args:
         resumed: the checkpoint that the user asked for, None for a new run.
-        source: the one that was intact, so that a damaged one never replaces it.
+        source: the checkpoint that was intact; it takes the place of a damaged one.
 
     Raises:
         RunError: the folder holds another run.
@@ -84,18 +84,18 @@ def claim(folder: Path, resumed: Path | None, source: Path | None) -> None:
 
 
 def save_latest(folder: Path, content: dict[str, Any]) -> None:
-    """Save the newest checkpoint of a run; the one that was there is kept as the previous one.
+    """Save the latest checkpoint of a run; the one before it is kept as PREVIOUS.
 
     Raises:
-        RunError: it cannot be written, or the folder is not the one that was locked any more; what
-            was there is then untouched.
+        RunError: it cannot be written, or the folder is no longer the one that was locked; the
+            older checkpoint is then untouched.
     """
     _check_lock(folder)
     write_atomically(folder / LAST, seal(content), keep_as=PREVIOUS)
 
 
 def find_latest(folders: Iterable[Path]) -> Path | None:
-    """Of all these folders of runs, the newest checkpoint to resume, or None."""
+    """The latest checkpoint in any of these run folders, or None."""
     found = [
         (path.stat().st_mtime, folder / LAST)
         for folder in folders

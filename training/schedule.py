@@ -1,4 +1,4 @@
-"""The learning-rate schedule: warm-up, then linear, cosine, or steps that change momentum, too."""
+"""The learning-rate schedule: warm-up, then linear, cosine, or steps that also set momentum."""
 
 import math
 from collections.abc import Callable

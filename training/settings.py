@@ -1,4 +1,4 @@
-"""What a run is: from the flags of a new one, or from the checkpoint of an interrupted one."""
+"""The settings of a run: from the flags of a new one, or the checkpoint of an interrupted one."""
 
 import shlex
 import sys
@@ -28,24 +28,28 @@ EVAL_SPLITS = ("test", "val", "none")
 
 @dataclass(frozen=True)
 class Options:
-    """What a run is told besides the settings of its recipe and its files; see Recipe."""
+    """The options of a run besides its recipe and its files; see Recipe."""
 
     model: str = setting("network", default=models.names()[0], choices=models.names())
-    recipe: str = setting("short: 16 epochs, less augmentation", default=NAMES[0], choices=NAMES)
-    data: str = setting("auto falls back on the sample", default="auto", choices=data.SOURCES)
+    recipe: str = setting(
+        "short: 16 epochs with less augmentation", default=NAMES[0], choices=NAMES
+    )
+    data: str = setting("auto: CIFAR-10, else the sample", default="auto", choices=data.SOURCES)
     eval_split: str = setting(
-        "scored after each epoch, not trained on", default="val", choices=EVAL_SPLITS
+        "scored after each epoch, held out of training", default="val", choices=EVAL_SPLITS
     )
     precision: str = setting(
-        "of the mixed precision", default="auto", choices=("auto", *devices.PRECISIONS)
+        "of mixed-precision training", default="auto", choices=("auto", *devices.PRECISIONS)
     )
-    seed: int = setting("of weights, order and augmentation", default=0, at_most=utils.LARGEST_SEED)
-    checkpoint_minutes: float = setting("between checkpoints within an epoch", default=5.0)
+    seed: int = setting(
+        "of weights, data order and augmentation", default=0, at_most=utils.LARGEST_SEED
+    )
+    checkpoint_minutes: float = setting("minutes between checkpoints within an epoch", default=5.0)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run is: kept in its config.json and its checkpoints."""
+    """All that defines a run; kept in its config.json and its checkpoints."""
 
     model: str
     config: dict[str, Any]
@@ -67,7 +71,7 @@ class Settings:
 
 
 def check_types(record: Any) -> None:
-    """TypeError where a dataclass has a field that is not of its declared type."""
+    """TypeError if a field of a dataclass is not of its declared type."""
     for name, kind in get_type_hints(type(record)).items():
         kind = (int, float) if kind is float else get_origin(kind) or kind
         if not isinstance(getattr(record, name), kind):
@@ -75,21 +79,21 @@ def check_types(record: Any) -> None:
 
 
 def required_splits(eval_split: str) -> tuple[str, ...]:
-    """What a run that evaluates `eval_split`, or "none", reads."""
+    """The splits that a run with this `eval_split` reads; it may be "none"."""
     train_split = "train" if eval_split == "val" else "train+val"
     return (train_split,) if eval_split == "none" else (train_split, eval_split)
 
 
 def changed(record: T, given: dict[str, Any]) -> T:
-    """A dataclass's object with the values of those flags that are fields of it."""
+    """A copy of a dataclass object with the values of the flags that are fields of it."""
     return replace(record, **{f.name: given[f.name] for f in fields(record) if f.name in given})
 
 
 def new_settings(given: dict[str, Any], device: torch.device) -> Settings:
-    """The settings of a fresh run: the flags, and the network's own recipe for the rest."""
+    """The settings of a new run: the flags, and the network's own recipe for the rest."""
     options = changed(Options(), given)
     recipe = changed(named_recipe(options.model, options.recipe), given)
-    # Before anything is looked for, these refuse what the network or the device cannot do.
+    # These raise for what the network or the device cannot do, before any data is looked for.
     build_optimizer(models.build(options.model), recipe)
     precision = devices.pick_precision(options.precision, device)
     teachers = find_teachers(given.get("teacher", ()), options.eval_split)
@@ -109,19 +113,19 @@ def new_settings(given: dict[str, Any], device: torch.device) -> Settings:
 
 
 def settings_of(checkpoint: dict[str, Any], given: dict[str, Any], path: Path) -> Settings:
-    """The settings of an interrupted run, which no flag may contradict."""
+    """The settings of an interrupted run. Raises utils.RunError if a flag contradicts them."""
     if "training" not in checkpoint:
         raise utils.RunError(
-            f"{path} holds released weights, which cannot be resumed: use a last.safetensors"
+            f"{path} holds released weights, which cannot be resumed: use last.safetensors"
         )
     if not isinstance(checkpoint["training"], dict):
-        raise utils.RunError(f"{path} is damaged: its settings make no sense")
+        raise utils.RunError(f"{path} is damaged: its settings are invalid")
     try:
         settings = restored(dict(checkpoint["training"]["settings"]))
         if (settings.model, settings.config) != (checkpoint["model"], checkpoint["config"]):
             raise ValueError("the weights are those of another network")
     except (LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise utils.RunError(f"{path} is damaged: its settings make no sense") from error
+        raise utils.RunError(f"{path} is damaged: its settings are invalid") from error
     refuse_changes(settings, given)
     if "teacher" not in given:
         return settings
@@ -129,16 +133,16 @@ def settings_of(checkpoint: dict[str, Any], given: dict[str, Any], path: Path) -
     if [file.sha256 for file in teachers] != [file.sha256 for file in settings.teachers]:
         began = ", ".join(file.path for file in settings.teachers) or "no teacher"
         raise utils.RunError(
-            f"--teacher cannot change with --resume, but for its folder: the run began with {began}"
+            f"--teacher cannot change with --resume, except its path: the run began with {began}"
         )
     return replace(settings, teachers=teachers)
 
 
 def restored(fields: dict[str, Any]) -> Settings:
-    """The settings of which `fields` is what a checkpoint keeps.
+    """The settings from the fields that a checkpoint keeps.
 
     Raises:
-        LookupError, TypeError, ValueError: a field is missing, or makes no sense.
+        LookupError, TypeError, ValueError: a field is missing or invalid.
     """
     recipe = dict(fields.pop("recipe"))
     milestones = [(float(a), float(b), float(c)) for a, b, c in recipe["milestones"]]
@@ -151,9 +155,9 @@ def restored(fields: dict[str, Any]) -> Settings:
 
 
 def refuse_changes(settings: Settings, given: dict[str, Any]) -> None:
-    """RunError where a flag says something else than the settings of the run."""
+    """RunError if a flag contradicts the settings of the run."""
     settled = {**asdict(settings), **asdict(settings.recipe), "data": settings.source}
-    if "recipe" in given:  # a name for many settings, of which other flags may have changed some
+    if "recipe" in given:  # stands for many settings, some of which other flags may override
         named = asdict(named_recipe(settings.model, given["recipe"]))
         given = {**named, **{name: value for name, value in given.items() if name != "recipe"}}
     different = [
@@ -166,13 +170,13 @@ def refuse_changes(settings: Settings, given: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the flags and the files say that is to be done.
+    """What a command is about to do, as its flags and files say.
 
     Attributes:
         output: the folder of the run.
-        resumed: the checkpoint to go on from that the user asked for, None for a new run.
-        source: the one that was intact, and `checkpoint` its content.
-        locked: whether the lock of the folder is taken already.
+        resumed: the checkpoint that the user asked to resume, None for a new run.
+        source: the checkpoint that was intact and is resumed; `checkpoint` is its content.
+        locked: whether the folder's lock is already held.
     """
 
     settings: Settings
@@ -184,20 +188,20 @@ class Plan:
 
 
 def make_plan(given: dict[str, Any], device: torch.device, held: ExitStack) -> Plan:
-    """What these flags, of which only those given are there, ask for.
+    """The plan that the given flags ask for.
 
-    Where the folder holds a run already, its lock is taken before anything in it is read, so that
-    no other training goes on in between.
+    If the folder already holds a run, it is locked before anything in it is read, so that no other
+    training can change it in between.
 
     Args:
-        held: what the lock goes into, if it is taken.
+        held: receives the lock, if it is taken.
 
     Raises:
-        utils.RunError, data.DataError, models.ModelError, RecipeError: it cannot be done.
+        utils.RunError, data.DataError, models.ModelError, RecipeError: the plan is impossible.
     """
     folder = find_folder(given)
     if folder is None or not (folder / run_folder.LOCK).exists():
-        # What cannot be done is refused before a lock is left behind.
+        # An impossible plan is refused before a lock file is left behind.
         plan = read_plan(folder, given, device)
         if plan.resumed is None or plan.resumed.parent != folder:
             return plan
@@ -206,7 +210,7 @@ def make_plan(given: dict[str, Any], device: torch.device, held: ExitStack) -> P
 
 
 def read_plan(folder: Path | None, given: dict[str, Any], device: torch.device) -> Plan:
-    """As make_plan, in this folder (None: a new one) and without its lock."""
+    """As make_plan, for this folder (None: a new one), without locking it."""
     resumed = find_resumed(given, folder)
     if resumed is None or folder is None:
         settings = new_settings(given, device)
@@ -219,7 +223,7 @@ def read_plan(folder: Path | None, given: dict[str, Any], device: torch.device) 
 
 
 def find_folder(given: dict[str, Any]) -> Path | None:
-    """The folder of the run, where a resumed one stays where it was; None for one to be named."""
+    """The folder of the run: of a resumed one, its own; None for a new one without --output."""
     resume = given.get("resume")
     if "output" in given or resume is None:
         return given.get("output")
@@ -231,7 +235,7 @@ def find_folder(given: dict[str, Any]) -> Path | None:
 
 
 def find_resumed(given: dict[str, Any], folder: Path | None) -> Path | None:
-    """The checkpoint to go on from; None for a new run."""
+    """The checkpoint to resume; None for a new run."""
     resume = given.get("resume")
     if resume == AUTO:
         return run_folder.find_latest([] if folder is None else [folder])
@@ -239,7 +243,7 @@ def find_resumed(given: dict[str, Any], folder: Path | None) -> Path | None:
 
 
 def load_resumed(path: Path) -> tuple[dict[str, Any], Path]:
-    """The checkpoint to go on from, and its file: where `path` is damaged, the one before it."""
+    """The checkpoint to resume and its path; if the one at `path` is damaged, the one before it."""
     older = path.with_name(run_folder.PREVIOUS)
     try:
         return checkpoints.load_checkpoint(path), path
@@ -256,16 +260,17 @@ def open_folder(plan: Plan, held: ExitStack) -> None:
     absent = plan.resumed is not None and not plan.resumed.exists()
     run_folder.claim(plan.output, plan.resumed, plan.source)
     if plan.source is not None and plan.source != plan.resumed:
-        older, fault = plan.source.name, "is missing" if absent else "is not intact"
+        older, fault = plan.source.name, "is missing" if absent else "is damaged"
         newest = utils.clean(plan.resumed)
-        print(f"{newest} {fault}: going on from {older}, the one before", file=sys.stderr)
+        print(f"{newest} {fault}: continuing from {older}, the one before", file=sys.stderr)
 
 
-# What a run does not keep, so that the command that resumes it must say it again.
+# Flags that a checkpoint does not keep, so the command that resumes the run repeats them.
 UNSETTLED = ("data_dir", "device", "compile", "deterministic", "checkpoint_minutes", "tensorboard")
 
 
 def resume_command(given: dict[str, Any], output: Path) -> str:
+    """The shell command that resumes the run in `output`."""
     flags = ["--resume", output / run_folder.LAST]
     for name in UNSETTLED:
         if name in given:

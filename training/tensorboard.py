@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run: its recipe, a row an epoch, its figures."""
+"""TensorBoard logs of a run: its recipe, its metrics by epoch, its figures."""
 
 import importlib.util
 from collections.abc import Iterable
@@ -13,20 +13,20 @@ from training.run import Run
 
 
 def require() -> None:
-    """Raises utils.RunError where TensorBoard is not installed."""
+    """Raises utils.RunError if TensorBoard is not installed."""
     if importlib.util.find_spec("tensorboard") is None:
         raise utils.RunError("--tensorboard needs a package: pip install tensorboard")
 
 
 class Board:
-    """Writes a run into `folder`, anew from its first epoch, so that a resumed run is there once.
+    """Writes a run's logs into `folder`, from its first epoch, so a resumed run appears only once.
 
     Show it with `tensorboard --logdir FOLDER`.
     """
 
     def __init__(self, run: Run, folder: Path) -> None:
         require()
-        from torch.utils.tensorboard import SummaryWriter  # takes a second, and few want it
+        from torch.utils.tensorboard import SummaryWriter  # takes a second, and few need it
 
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
@@ -39,7 +39,7 @@ class Board:
             self.add(row)
 
     def add(self, row: dict[str, Any]) -> None:
-        """An epoch's row of the history; a quantity of both splits gets one chart."""
+        """Log an epoch's row of the history; loss and accuracy share a chart across the splits."""
         for column, value in row.items():
             if column == "epoch" or value is None:
                 continue
@@ -49,7 +49,7 @@ class Board:
         self.writer.flush()
 
     def close(self, figures: Iterable[Path] = ()) -> None:
-        """Add these PNG files, and end."""
+        """Add these PNG files and close the log."""
         for path in figures:
             pixels = image.imread(path, format="png")[..., :3]
             self.writer.add_image(path.stem, pixels, dataformats="HWC")

@@ -1,5 +1,5 @@
-"""What the commands that use weights share: the flags that name weights and images, the network of
-a checkpoint, and what is to be said of its results."""
+"""What the commands that use weights share: the flags for weights and images, loading a network,
+and the warnings about its results."""
 
 import argparse
 from pathlib import Path
@@ -13,7 +13,7 @@ import utils
 from training import checkpoint as checkpoints
 from training.flags import Setting, add_flag, file, folder
 
-SOURCE = Setting("auto: the sample if the weights come from it, else CIFAR-10", data.SOURCES)
+SOURCE = Setting("auto: the sample if the weights were trained on it, else CIFAR-10", data.SOURCES)
 
 
 def add_checkpoint(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
@@ -24,7 +24,7 @@ def add_checkpoint(parser: argparse.ArgumentParser, *, required: bool = False) -
         metavar="PATH",
         required=required,
         default=models.RELEASED_WEIGHTS,
-        help="weights" if required else "weights (the released ones)",
+        help="weights to load" + ("" if required else " (the released ones)"),
     )
 
 
@@ -37,9 +37,9 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         type=folder,
         metavar="DIR",
         default=data.DEFAULT_DIRECTORY,
-        help="CIFAR-10 lies or is downloaded here (data/raw)",
+        help="folder of CIFAR-10; downloaded there if missing (data/raw)",
     )
-    add("--download-url", metavar="URL", help="a mirror of cifar-10-python.tar.gz")
+    add("--download-url", metavar="URL", help="mirror of cifar-10-python.tar.gz")
 
 
 def load_network(path: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -53,9 +53,9 @@ def load_network(path: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def choose_source(asked: str, trained: dict[str, Any]) -> str:
-    """ "cifar10" or "sample": what --data asks for, of weights with the checkpoint's "data".
+    """The source to use, "cifar10" or "sample", by the value of --data and a checkpoint's "data".
 
-    What cannot be had is never replaced: scores on the sample would flatter.
+    Missing data is never replaced: scores on the sample would mislead.
     """
     if asked != "auto":
         return asked
@@ -63,19 +63,19 @@ def choose_source(asked: str, trained: dict[str, Any]) -> str:
 
 
 def seen_in_training(trained: dict[str, Any], split: data.Split) -> str:
-    """One line where the network was trained on images of `split`, else nothing.
+    """A warning if the network was trained on images of `split`, else "".
 
-    The sample's splits are cut out of CIFAR-10's splits of the same name.
+    The sample's splits are parts of CIFAR-10's splits of the same name.
     """
     if split.name not in trained["train_split"].split("+"):
         return ""
     some = "some of " if trained["source"] == "sample" and split.source == "cifar10" else ""
-    return f"The network was trained on {some}these images: this is no estimate for new ones."
+    return f"The network was trained on {some}these images: expect lower scores on new ones."
 
 
 def require_finite(results: Tensor, path: Path) -> None:
-    """Raises utils.RunError where a network gives something other than finite numbers."""
+    """Raises utils.RunError if a network's results are not all finite."""
     if not results.isfinite().all():
         raise utils.RunError(
-            f"the weights in {path} give results that are not finite: use another checkpoint"
+            f"the weights in {path} give infinite or NaN results: use another checkpoint"
         )
