@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
     check(*evaluations[:2])
     sizes = [4 * utils.count_parameters(classifier), *map(len, contents)]
     of_sample = " of the built-in sample" if source == "sample" else ""
-    print(f"{len(val)} images of the val split{of_sample}; differences are in logits, from PyTorch's:")
+    print(f"{len(val)} images of the val split{of_sample}; logit differences are from PyTorch's:")
     print(report(sizes, evaluations, latencies(runs, val.images[:1])))
     print("Latency: one image on one thread, the median of interleaved calls.")
     if seen := weights.seen_in_training(checkpoint["data"], val):

@@ -1,7 +1,7 @@
-"""Batched augmentation of CIFAR images: plain functions on batches, or on an epoch's coordinates.
+"""Batched augmentation of CIFAR images: pure functions on batches, or on an epoch's coordinates.
 
-What is random about them is passed in, so that each can be held against a slow oracle. `loader.py`
-draws the random numbers of an epoch and composes them: padding, crop and flip as one gather.
+Their random numbers are arguments, so that each can be tested against a slow reference. `loader.py`
+draws the random numbers of an epoch and combines padding, crop and flip into one gather.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,15 @@ MAX_MIXUP = 0.5
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to each training image; raises DataError for values that make no sense."""
+    """The augmentation of each training image. Raises DataError for invalid values."""
 
     crop_padding: int = 4  # pixels added on each side before the random crop, 0 = no crop
     padding_mode: str = "reflect"  # what the padding shows: the mirrored image, or zeros (black)
-    flip: str = "random"  # horizontal: a coin every epoch, or a coin once and alternating from then
-    cutout: int = 0  # side of the square that is blanked, in pixels, 0 = none
-    mixup: float = 0.0  # largest share of another image and of its label that is mixed in
+    flip: str = (
+        "random"  # horizontal: at random every epoch, or at random once and then alternating
+    )
+    cutout: int = 0  # side of the blanked square in pixels, 0 = none
+    mixup: float = 0.0  # largest share of a second image and its label
 
     def __post_init__(self) -> None:
         if self.padding_mode not in PADDING_MODES:
@@ -51,11 +53,11 @@ def _not_one_of(what: str, value: object, choices: Sequence[str]) -> str:
 
 
 def sources(start: Tensor, size: int, mode: str, mirrored: Tensor | None = None) -> Tensor:
-    """Which row (or column) of an image of `size` rows each row of its crop shows: (N, size) int32.
+    """The source row (or column) in the image of each row of its crop, (N, size) int32.
 
-    `start` (N,) is the crop's first row, counted from the image's: -size < start < size. Rows
-    outside the image are mirrored at its edge without repeating it ("reflect"), or -1 for black
-    ("zeros"). Crops whose `mirrored` (N,) bool is set show their rows in reverse.
+    `start` (N,) is the crop's first row relative to the image's, -size < start < size. Rows outside
+    the image are mirrored at its edge without repeating it ("reflect"), or -1 for black ("zeros").
+    Crops with `mirrored` (N,) bool have their rows in reverse.
     """
     steps = torch.arange(size, dtype=torch.int32, device=start.device)
     places = start.to(torch.int32)[:, None] + steps
@@ -73,19 +75,20 @@ def mix(images: Tensor, others: Tensor, share: Tensor) -> Tensor:
 
 
 def within(start: Tensor, length: int, size: int) -> Tensor:
-    """(N, size) bool: which of `size` rows lie among the `length` rows from `start` (N,) on."""
+    """(N, size) bool: whether each of `size` rows lies in [start, start + length), `start` (N,)."""
     places = torch.arange(size, device=start.device) - start[:, None]
     return (places >= 0) & (places < length)
 
 
 def cutout(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Set a rectangle to 0 in each image (N, C, H, W) (DeVries & Taylor 2017,
-    https://arxiv.org/abs/1708.04552): where both its row, of `rows` (N, H), and its column, of
-    `columns` (N, W), are 1 and not 0; both are of the images' dtype. The result is channels_last.
-    Of a normalised image 0 is the data set's mean colour.
+    https://arxiv.org/abs/1708.04552). The result is channels_last.
 
-    As x - x * mask over rows of W * C numbers, which is exact, and on a CPU four times faster than
-    torch.where with a mask that all channels share.
+    The rectangle is where `rows` (N, H) and `columns` (N, W) are both 1 and not 0; both have the
+    images' dtype. In a normalised image 0 is the data set's mean colour.
+
+    Computes x - x * mask over rows of W * C numbers, which is exact, and on a CPU four times faster
+    than torch.where with a mask that all channels share.
     """
     lines = images.permute(0, 2, 3, 1).flatten(2)  # (N, H, W * C), a view of channels_last
     columns = columns[:, :, None].expand(-1, -1, images.shape[1]).flatten(1)

@@ -1,8 +1,8 @@
 """CIFAR-10 (Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html) on disk: find its files,
-have them downloaded, verify them.
+download them, verify them.
 
-Two official formats are known, the python version (pickles) and the binary version. Each batch has
-a file of its own in either; `cifar10.py` reads them.
+Both official formats work: the python version (pickles) and the binary version. Each stores one
+batch per file; `cifar10.py` reads them.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ SOURCES = ("auto", "cifar10", "sample")
 SPLITS = ("train", "val", "train+val", "test")
 DEFAULT_DIRECTORY = Path(__file__).resolve().parent / "raw"
 
-# MD5 of each batch in the binary version, which both formats are brought to.
+# MD5 of each batch in the binary version; both formats are converted to it.
 TRAIN_BATCHES = {
     "data_batch_1": "5dd7e06a14cb22eb9f671a540d1b7c25",
     "data_batch_2": "5ea93a67294ea407fff1d09f752e9692",
@@ -33,7 +33,7 @@ TEST_BATCHES = {"test_batch": "803d5f7f4d78ea53de84dbe85f74fb6d"}
 
 # torchvision's own checksums of the python version's files, which are pickles.
 PICKLES = {name: md5 for name, md5 in CIFAR10.train_list + CIFAR10.test_list}
-PICKLE_BYTES = 40_000_000  # one takes 31 million; a larger file is not worth its checksum
+PICKLE_BYTES = 40_000_000  # a file has 31 million; a larger one is not even checksummed
 BINARY_FOLDER = "cifar-10-batches-bin"
 PYTHON_FOLDER = CIFAR10.base_folder
 SUFFIXES = {BINARY_FOLDER: ".bin", PYTHON_FOLDER: ""}  # in the order of preference
@@ -44,23 +44,22 @@ log = logging.getLogger(__name__)
 
 
 class DataError(Exception):
-    """The data asked for is not there, is damaged or makes no sense; one line that says what to
-    do about it."""
+    """Data that is missing, damaged or invalid; the message is one line that says what to do."""
 
 
 def find(
     source: str, directory: str | Path, *, need: tuple[str, ...], download_url: str | None = None
 ) -> str:
-    """Make sure that the splits of `need` can be loaded; returns "cifar10" or "sample", which is
-    what `load` takes.
+    """Make sure that the splits in `need` can be loaded; returns the source for `load`, "cifar10"
+    or "sample".
 
-    "cifar10" looks under `directory` and, where no CIFAR-10 is there, downloads the python version
-    to it, from `download_url` if given (the archive's address, or that of its
-    folder with a slash at the end). "auto" does the same, but where the download fails it logs
-    why and falls back to the sample. The sample has no test images, which `load` says, not this.
+    "cifar10" looks in `directory` and, if no CIFAR-10 is there, downloads the python version to it,
+    from `download_url` if given (the URL of the archive, or of its folder with a slash at the end).
+    "auto" does the same, but if the download fails, it logs why and falls back on the sample. The
+    sample has no test images; `load` reports that, `find` does not.
 
-    Raises DataError where the download fails, or where CIFAR-10 is on disk but lacks a file that
-    `need` asks for: what is on disk is never passed over in favour of the sample.
+    Raises DataError if the download fails, or if CIFAR-10 is on disk but lacks a file for `need`:
+    an incomplete CIFAR-10 is never replaced by the sample.
     """
     if source not in SOURCES:
         raise DataError(f"unknown data source {source!r}: choose one of {', '.join(SOURCES)}")
@@ -86,7 +85,7 @@ def find(
 
 
 def _download(directory: Path, url: str | None) -> None:
-    """Put the python version's folder into `directory`; DataError where that fails."""
+    """Download the python version's folder into `directory`; DataError if that fails."""
     url = url or CIFAR10.url
     if url.endswith("/"):
         url += CIFAR10.filename
@@ -106,7 +105,7 @@ def _download(directory: Path, url: str | None) -> None:
 
 
 def check_split(split: str) -> None:
-    """Raises DataError where there is no such split."""
+    """Raises DataError if there is no such split."""
     if split not in SPLITS:
         raise DataError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
 
@@ -117,8 +116,8 @@ def batches_of(split: str) -> dict[str, str]:
 
 
 def on_disk(directory: Path) -> dict[Path, list[str]]:
-    """The folders of CIFAR-10 in `directory`, which may be one itself, and the batches that have
-    a file there; in order of preference."""
+    """The folders of CIFAR-10 in `directory`, or `directory` itself, and the batches that each has
+    a file for; in order of preference."""
     try:
         with suppress(FileNotFoundError, NotADirectoryError):
             directory.stat()  # raises OSError for a loop of links, which exists() does not
@@ -140,7 +139,7 @@ def on_disk(directory: Path) -> dict[Path, list[str]]:
 
 
 def _root(directory: Path) -> Path:
-    """The folder that holds CIFAR-10's folder, also where the latter is named itself."""
+    """The folder that holds CIFAR-10's folder; `directory` may be either of them."""
     real = Path(os.path.realpath(directory))
     return real.parent if real.name in SUFFIXES else directory
 
@@ -162,7 +161,7 @@ def folder_with(directory: Path, split: str) -> Path:
     folder = min(missing, key=lambda folder: len(missing[folder]))
     if not missing[folder]:
         return folder
-    lack = f"{folder} has no {', '.join(missing[folder])}"
+    lack = f"{folder} lacks {', '.join(missing[folder])}"
     if split == "test":
         raise DataError(
             f"the test split is not on disk: {lack}; add it, or score the validation split with"
@@ -178,8 +177,10 @@ def folder_with(directory: Path, split: str) -> Path:
 
 
 def verify_pickle(path: Path, batch: str) -> None:
-    """Raises DataError where the python version's file does not have the MD5 that torchvision knows
-    for it: what is unpickled was checked before."""
+    """Raises DataError if a file of the python version does not have torchvision's MD5 for it.
+
+    Only verified files are unpickled.
+    """
     if path.stat().st_size > PICKLE_BYTES or not check_integrity(path, PICKLES[batch]):
         raise DataError(
             f"{batch} is damaged: {path} does not have the official MD5 {PICKLES[batch]}; {REMEDY}"
@@ -187,7 +188,7 @@ def verify_pickle(path: Path, batch: str) -> None:
 
 
 def verify_content(content: bytes, path: Path, batch: str, expected: str) -> None:
-    """Raises DataError where a batch's records, read from `path`, do not have this MD5."""
+    """Raises DataError if a batch's records, read from `path`, do not have this MD5."""
     if md5(content) != expected:
         raise DataError(
             f"{batch} is damaged: the content of {path} does not have the official MD5 {expected};"
@@ -196,5 +197,5 @@ def verify_content(content: bytes, path: Path, batch: str, expected: str) -> Non
 
 
 def md5(content: bytes) -> str:
-    """Of the content, as 32 hexadecimal digits."""
+    """The MD5 of `content`, as 32 hexadecimal digits."""
     return hashlib.md5(content, usedforsecurity=False).hexdigest()

@@ -1,8 +1,8 @@
-"""CIFAR-10 and the built-in sample as tensors: read them from their files, cut them into splits.
+"""CIFAR-10 and the built-in sample as tensors: read their files, split them.
 
-Either format's batch of 10,000 images is brought to the binary version's bytes, and those are
-compared with the official MD5, so that both give the same tensors and no damaged image reaches a
-network (`batch_files.py`). A sample of 2,500 images is built into the repository (see
+Each batch of 10,000 images, in either format, is converted to the bytes of the binary version.
+Their MD5 must be the official one, so that both formats give the same tensors and no damaged image
+reaches a network (`batch_files.py`). The repository contains a sample of 2,500 images (see
 sample/README.md).
 """
 
@@ -46,7 +46,7 @@ SAMPLE_SPLITS = {
 SAMPLE_LABELS = "labels.csv"
 SAMPLE_FIELDS = ("split", "sheet", "position", "label", "class", "index")
 SHEET_ROWS, SHEET_COLUMNS = 20, 25  # images on a sheet
-SHEET_BYTES = LABEL_BYTES = 2_000_000  # a file larger than this is none of ours
+SHEET_BYTES = LABEL_BYTES = 2_000_000  # larger files are refused
 SHEETS = 5
 
 
@@ -64,12 +64,12 @@ class Split:
 
 
 def load(source: str, directory: str | Path, split: str) -> Split:
-    """Read, verify and cut out one split.
+    """Read and verify one split.
 
-    `source` "cifar10" reads the folders under `directory`: train 45,000, val 5,000, train+val
-    50,000 and test 10,000 images, and of the files only those that hold them. "sample" reads the
-    built-in sample: train 2,000, val 500, train+val 2,500. Raises DataError where the split is
-    not there or its content is not the official one.
+    `source` "cifar10" reads the folders in `directory`: train has 45,000 images, val 5,000,
+    train+val 50,000 and test 10,000. It reads only the files that it needs. "sample" reads the
+    built-in sample: train 2,000, val 500, train+val 2,500. Raises DataError if the split is missing
+    or its content is not the official one.
     """
     batch_files.check_split(split)
     if source == "sample":
@@ -93,7 +93,7 @@ def load(source: str, directory: str | Path, split: str) -> Split:
 
 
 def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (45,000 and 5,000, ascending) of the images trained on and of those held out.
+    """Indices (45,000 and 5,000, ascending) of the training images and the held-out images.
 
     `labels` (50,000) are those of the official training split in its official order. The
     held-out images are 500 of each class. NumPy promises never to change RandomState's stream,
@@ -136,8 +136,8 @@ def _read_binary(path: Path, batch: str) -> bytes:
 
 
 def _read_pickle(path: Path, batch: str) -> bytes:
-    """The binary version's bytes of one file of the python version. Nothing is unpickled that does
-    not have the checksum that torchvision knows for it."""
+    """One file of the python version, converted to the binary version's bytes. It is unpickled only
+    after its checksum was verified."""
     batch_files.verify_pickle(path, batch)
     try:
         entry = _Unpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
@@ -150,7 +150,7 @@ def _read_pickle(path: Path, batch: str) -> bytes:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows what an array of bytes needs and nothing else, so that no file can run code."""
+    """Allows only what an array of bytes needs, so that no file can run code."""
 
     ALLOWED = {
         ("_codecs", "encode"),
@@ -162,7 +162,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> object:
         if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"{module}.{name} has no place in a batch")
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a batch")
         return super().find_class(module, name)
 
 

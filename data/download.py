@@ -1,7 +1,7 @@
-"""Download CIFAR-10's archive: at a stated rate or not at all, verified, and whole or not there.
+"""Download CIFAR-10's archive: at a minimum rate, verified, and complete or not at all.
 
-torchvision knows the archive's address and MD5, but waits for a server for ever and unpacks in
-place, where a kill leaves half a data set.
+torchvision has the archive's URL and MD5, but its download waits for a server forever and unpacks
+in place, where a kill leaves half a data set.
 """
 
 import base64
@@ -30,30 +30,30 @@ except ImportError:  # Windows
 ARCHIVE_BYTES = 170_498_071  # of cifar-10-python.tar.gz
 MINIMUM_RATE = 100_000  # bytes a second, on average: a download takes 29 minutes at most
 PATIENCE = 30.0  # seconds before the rate counts
-SILENCE = 60.0  # seconds without a byte, which end a transfer that had been fast
+SILENCE = 60.0  # seconds without a byte that end a transfer
 CHUNK = 2**16  # bytes
 SCHEMES = ("https", "http", "file")
-PARTIAL = ".cifar-10-python.partial"  # the folder of a download that is not over
+PARTIAL = ".cifar-10-python.partial"  # the folder of an unfinished download
 
 log = logging.getLogger(__name__)
 
 
 class DownloadError(Exception):
-    """A server, a file or an address that does not give the archive."""
+    """The archive cannot be downloaded, or is not the official one."""
 
 
 def download(url: str, directory: Path) -> None:
-    """Put the folder of CIFAR-10's python version into `directory`, from the archive at `url`.
+    """Download the archive at `url` and unpack CIFAR-10's python version into `directory`.
 
-    `directory` is created, and removed again where the download fails. An intact archive that lies
-    in it is unpacked instead. What a killed download left there is removed. Where another process
-    downloads to the same folder, this one waits and uses what the other has got.
+    `directory` is created, and removed again if the download fails. An intact archive that is
+    already there is unpacked instead. The remains of a killed download are removed. If another
+    process is downloading to the same folder, this one waits and uses its result.
 
     Args:
         url: https, http or file; a user name and a password in it are sent as Basic authorization.
 
     Raises:
-        DownloadError: the archive cannot be had, or is not the official one.
+        DownloadError: the archive cannot be downloaded, or is not the official one.
         OSError: it cannot be written.
     """
     missing = [folder for folder in (directory, *directory.parents) if not folder.exists()]
@@ -64,13 +64,13 @@ def download(url: str, directory: Path) -> None:
                 _fetch_and_unpack(url, directory)
     finally:
         for folder in missing:
-            with suppress(OSError):  # it is not empty: all went well
+            with suppress(OSError):  # not empty: the download succeeded
                 folder.rmdir()
 
 
 @contextmanager
 def _alone(directory: Path) -> Iterator[bool]:
-    """Hold a folder against other downloads to it; yields whether there was one to wait for."""
+    """Lock a folder against other downloads; yields whether it had to wait for one."""
     if fcntl is None:
         yield False
         return
@@ -81,7 +81,7 @@ def _alone(directory: Path) -> Iterator[bool]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             waited = True
-            log.warning("another process downloads CIFAR-10 to %s: waiting for it", directory)
+            log.warning("another process is downloading CIFAR-10 to %s: waiting for it", directory)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError:
             pass  # a file system without locks
@@ -106,7 +106,7 @@ def _fetch_and_unpack(url: str, directory: Path) -> None:
 
 
 def _fetch(url: str, path: Path) -> None:
-    """Write what is at `url` to `path`, and compare its MD5 with the official one."""
+    """Download `url` to `path` and verify its official MD5."""
     transfer = _Transfer(url, path)
     transfer.start()
     start = time.monotonic()
@@ -127,7 +127,7 @@ def _fetch(url: str, path: Path) -> None:
 
 
 def _require_rate(received: int, seconds: float) -> None:
-    """Raises DownloadError where `received` bytes are too few for that time."""
+    """Raises DownloadError if `received` bytes are too few for that time."""
     if seconds > PATIENCE and received < MINIMUM_RATE * seconds:
         raise DownloadError(
             f"{received:,} bytes in {seconds:.0f} s are fewer than"
@@ -136,8 +136,8 @@ def _require_rate(received: int, seconds: float) -> None:
 
 
 class _Transfer(threading.Thread):
-    """Copies an answer to a file, in a thread, for no timeout of a socket ends a server that sends
-    a byte now and then."""
+    """Downloads a URL to a file in a thread, because a socket's timeout does not stop a server that
+    sends a byte now and then."""
 
     def __init__(self, url: str, path: Path) -> None:
         super().__init__(daemon=True)  # it may wait for its last byte when the program ends
@@ -155,29 +155,29 @@ class _Transfer(threading.Thread):
                 while not self.stopped and (chunk := response.read1(CHUNK)):
                     self.received += len(chunk)
                     if self.received > ARCHIVE_BYTES:
-                        raise DownloadError(f"more than the archive's {ARCHIVE_BYTES:,} bytes came")
+                        raise DownloadError(f"more bytes than the archive's {ARCHIVE_BYTES:,}")
                     file.write(chunk)
         except Exception as error:  # a server can fail in any way
             self.error = error
 
 
 def without_login(url: str) -> str:
-    """The same address without a user name and a password, as it may be printed."""
+    """The URL without user name and password, safe to print."""
     return _split(url)[0]
 
 
 def _split(url: str) -> tuple[str, str]:
-    """An address without its user name and password, and these: "NAME:PASSWORD" or nothing."""
+    """A URL without its user name and password, and these: "NAME:PASSWORD" or ""."""
     scheme, slashes, rest = url.partition("://")
     login = re.split("[/?#]", rest, maxsplit=1)[0].rpartition("@")[0]
     return scheme + slashes + rest.removeprefix(login + "@"), login
 
 
 def _request(url: str) -> urllib.request.Request:
-    """The request for `url`, whose user name and password go to its own server alone."""
+    """The request for `url`; its user name and password are not sent to redirects."""
     address, login = _split(url)
     if not address.lower().startswith(tuple(scheme + "://" for scheme in SCHEMES)):
-        raise DownloadError(f"an address begins with {'://, '.join(SCHEMES)}://")
+        raise DownloadError(f"a URL must begin with one of {'://, '.join(SCHEMES)}://")
     request = urllib.request.Request(address, headers={"User-Agent": "cifar10-under-100k"})
     if login:
         encoded = base64.b64encode(urllib.parse.unquote_to_bytes(login)).decode()
@@ -186,9 +186,9 @@ def _request(url: str) -> urllib.request.Request:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, without Python's names for it."""
+    """A short description of `error`, without Python's names."""
     if isinstance(error, urllib.error.HTTPError):
-        return f"the server answers {error.code} {error.reason}"
+        return f"the server answered {error.code} {error.reason}"
     if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception):
         error = error.reason
     if isinstance(error, OSError) and error.strerror:

@@ -1,8 +1,8 @@
 """The loader: batches of one split, augmented and normalised on the training device.
 
-The whole split lives on the training device as one uint8 tensor; each batch is gathered from it,
-already cropped and flipped, and normalised there by a handful of tensor operations (`augment.py`).
-There are no worker processes and no per-image Python.
+The complete split lives on the training device as one uint8 tensor. A gather crops and flips each
+batch, and a few tensor operations normalise it there (`augment.py`). There are no worker processes
+and no per-image Python.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,24 +20,24 @@ from data.cifar10 import CLASSES, Split
 
 @dataclass(frozen=True)
 class _Epoch:
-    """What is drawn for one epoch, on the device, in the order in which images are shown."""
+    """The random numbers of one epoch, on the device, in the order of its images."""
 
-    index: Tensor  # (N,): the image's place in the split
-    rows: Tensor  # (N, H) int32: the first pixel of the row of the split that each row shows
-    columns: Tensor  # (N, W) int32: what each column adds to that
-    cut_rows: Tensor  # (N, H) of the images' dtype: 1 where cutout blanks, else 0
+    index: Tensor  # (N,): the image's index in the split
+    rows: Tensor  # (N, H) int32: index of the first pixel of each row's source row in the split
+    columns: Tensor  # (N, W) int32: offset of each column from that pixel
+    cut_rows: Tensor  # (N, H) of the images' dtype: 1 inside the cutout, else 0
     cut_columns: Tensor  # (N, W) likewise
-    share: Tensor  # (N,): of the image's partner in mixup
+    share: Tensor  # (N,): share of the second image in mixup
 
 
 def _generator(stream: int, seed: int, epoch: int) -> torch.Generator:
-    """A CPU generator for (seed, epoch). Neighbouring seeds and epochs give unrelated numbers."""
+    """A CPU generator for (seed, epoch). Neighbouring seeds and epochs are independent."""
     state = np.random.SeedSequence((stream, epoch, seed)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
 
 
 def _check(split: Split, batch_size: int, seed: int, world_size: int) -> None:
-    """Raises DataError where these do not fit together."""
+    """Raises DataError if these values are invalid together."""
     if batch_size < 1:
         raise DataError(f"batch size {batch_size}: choose 1 or more")
     if batch_size > len(split):
@@ -47,7 +47,7 @@ def _check(split: Split, batch_size: int, seed: int, world_size: int) -> None:
         )
     if batch_size < world_size:
         raise DataError(
-            f"--batch-size {batch_size}: choose {world_size} or more, an image for each process"
+            f"--batch-size {batch_size}: choose {world_size} or more, one image per process"
         )
     if seed < 0:
         raise DataError(f"seed {seed}: choose 0 or more")
@@ -57,17 +57,17 @@ class Loader:
     """Batches of one split: an iterable of (images, labels) with a length.
 
     images: (N, 3, 32, 32), normalised, channels_last, of `dtype`; labels: (N,) int64, or with mixup
-    (N, 10) float32, the share of each class; both on `device`. The last batch may be shorter. The
-    order and the augmentation depend on nothing but (seed, epoch), whatever the device: all random
-    numbers of an epoch are drawn on the CPU before its first batch. For evaluation give
+    (N, 10) float32, the share of each class; both on `device`. The last batch may be shorter. Order
+    and augmentation depend only on (seed, epoch), not on the device: all random numbers of an epoch
+    are drawn on the CPU before its first batch. For evaluation pass
     `augmentation=None, shuffle=False`.
 
-    Of `world_size` processes that train together each has a loader with its own `rank`, and takes
-    its part of every batch: together the batch as it is with one process, in sizes that differ by
-    one at most (none is left for some, where the last batch is very short). Batch size, length and
-    `images` are those of the whole.
+    If `world_size` processes train together, each has a loader with its own `rank` and takes its
+    part of every batch. Together the parts are the batch of one process; their sizes differ by at
+    most one, and some are empty if the last batch is very short. Batch size, length and `images`
+    are those of all processes together.
 
-    The split is copied to the device once (an image takes 3 kB); `split` itself is not kept.
+    The split is copied to the device once (3 kB per image); `split` itself is not kept.
 
     Raises DataError for a batch size below 1, below the number of processes or above the split's,
     and for a negative seed.
@@ -110,7 +110,7 @@ class Loader:
         self._scale = self._per_pixel(1 / (255 * torch.tensor(std, dtype=torch.float32)))
 
     def _table(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N * H * W + 1, C) on the device: all pixels, and a black one."""
+        """(N, C, H, W) -> (N * H * W + 1, C) on the device: all pixels, then a black one."""
         n, channels, height, width = images.shape
         table = torch.zeros(
             (n * height * width + 1, channels), dtype=images.dtype, device=self.device
@@ -124,19 +124,19 @@ class Loader:
         return channels.to(self.device).repeat(1, self._size, self._size, 1)
 
     def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
-        """Choose what iterating shows from now on: `epoch`, without its first `first_batch`
-        batches, which are not computed. The rest is as it would have been after them."""
+        """Iterate over `epoch` from now on, from batch `first_batch`. Skipped batches are not
+        computed, and do not change the others."""
         self.epoch = epoch
         self.first_batch = first_batch
 
     @property
     def images(self) -> int:
-        """Number of images of a whole epoch."""
+        """Number of images in an epoch."""
         return len(self._labels)
 
     def first_of_each_class(self) -> tuple[Tensor, Tensor]:
-        """Of each class in the split its first image as it is, uint8 (M, 3, 32, 32), and the
-        classes (M,), in ascending order; both on the CPU."""
+        """The first image of each class in the split, as it is, uint8 (M, 3, 32, 32), and the
+        classes (M,) in ascending order; both on the CPU."""
         labels = (self._labels.argmax(1) if self._labels.ndim == 2 else self._labels).cpu()
         classes = labels.unique()
         first = torch.stack([(labels == label).nonzero()[0, 0] for label in classes])
@@ -144,7 +144,7 @@ class Loader:
         return images[first.to(self.device)].cpu(), classes
 
     def __len__(self) -> int:
-        """Number of batches of a whole epoch."""
+        """Number of batches in an epoch."""
         return -(-self.images // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -152,24 +152,24 @@ class Loader:
         for batch in range(self.first_batch, len(self)):
             yield self._batch(epoch, batch)
 
-    def _whole(self, batch: int) -> tuple[int, int]:
-        """The first place of a batch in the order of the epoch, and its number of images."""
+    def _span(self, batch: int) -> tuple[int, int]:
+        """The position of a batch's first image in the epoch, and its number of images."""
         start = batch * self.batch_size
         return start, min(self.batch_size, self.images - start)
 
     def part(self, batch: int) -> slice:
-        """The places, in the order of the epoch, of the images that this process takes of a batch;
-        the larger parts are those of the first ranks."""
-        start, size = self._whole(batch)
+        """The positions in the epoch of this process's part of a batch; the first ranks have the
+        larger parts."""
+        start, size = self._span(batch)
         first, end = (-(-size * rank // self.world_size) for rank in (self.rank, self.rank + 1))
         return slice(start + first, start + end)
 
     def weights(self) -> Iterator[float]:
-        """For each batch that iterating shows: what to multiply the mean loss of this part with,
-        so that the mean of the gradients over the processes is the gradient of the whole batch's
-        mean loss; 1 where all parts are equal."""
+        """For each batch, a factor on the mean loss of this process's part, so that the mean of the
+        gradients over the processes is the gradient of the complete batch's mean loss. It is 1 if
+        all parts are equal."""
         for batch in range(self.first_batch, len(self)):
-            part, (_, size) = self.part(batch), self._whole(batch)
+            part, (_, size) = self.part(batch), self._span(batch)
             yield (part.stop - part.start) * self.world_size / size
 
     def _draw(self, epoch: int) -> _Epoch:
@@ -188,7 +188,7 @@ class Loader:
         coin = draw(2) == 1
         if augmentation.flip == "alternating":
             # Jordan 2024 (airbench, https://arxiv.org/abs/2404.00498): an image's first coin
-            # holds, and every other epoch shows it the other way round.
+            # counts, and every other epoch reverses it.
             first = torch.randint(2, (n,), generator=_generator(1, self.seed, 0)) == 1
             coin = first[index] ^ (epoch % 2 == 1)
         share = augmentation.mixup * torch.rand(n, generator=generator)
@@ -205,14 +205,14 @@ class Loader:
         cutout_left: Tensor,
         share: Tensor,
     ) -> _Epoch:
-        """All that does not take the pixels, for the whole epoch at once: on a GPU each operation
-        of a batch costs as much as this."""
+        """Everything that does not need the pixels, for the complete epoch at once: on a GPU this
+        costs no more than one batch's operations."""
         size, augmentation = self._size, self.augmentation
         padding, mode = augmentation.crop_padding, augmentation.padding_mode
         rows = sources(crop_top - padding, size, mode)
         mirrored = None if augmentation.flip == "none" else coin
         columns = sources(crop_left - padding, size, mode, mirrored)
-        black = len(self._pixels) - 1  # what is added to it lies past the table, and is clamped
+        black = len(self._pixels) - 1  # offsets past the end of the table are clamped to it
         first = size * size * index.to(torch.int32)[:, None]
         return _Epoch(
             index,
@@ -240,9 +240,9 @@ class Loader:
         images, labels = self._augmented(epoch, part)
         if not self.augmentation.mixup:
             return images, labels
-        # The order is random, so the partner may be the image at the same distance from the other
-        # end of the batch: with one process there is nothing more to augment.
-        start, size = self._whole(batch)
+        # The order is random, so an image's partner can be the one at the same distance from the
+        # other end of the batch: a single process has already augmented it.
+        start, size = self._span(batch)
         mirrored = slice(2 * start + size - part.stop, 2 * start + size - part.start)
         others, other_labels = (
             (images, labels) if mirrored == part else self._augmented(epoch, mirrored)

@@ -1,10 +1,10 @@
-"""Cut the built-in sample out of CIFAR-10's official training split: `sample/` is what
+"""Draw the built-in sample from CIFAR-10's official training split.
 
     python -m data.make_sample --data-dir DIR
 
-writes, and it prints the checksums that stand in `data/cifar10.py`. The sample's training images
-come from our `train` split and its validation images from our `val` split, so that a network
-trained on either is never scored on an image it has seen.
+writes `sample/` and prints the checksums that `data/cifar10.py` contains. The sample's training
+images come from our `train` split and its validation images from our `val` split, so that a network
+trained on either `train` split is never scored on an image it was trained on.
 """
 
 import argparse
@@ -36,8 +36,8 @@ SEED = 2009
 
 
 def choose(labels: np.ndarray) -> dict[str, np.ndarray]:
-    """For each split of the sample the ascending indices of its images in the official training
-    split, whose labels are given: as many of each class, drawn from the split of that name."""
+    """For each split of the sample, the ascending indices of its images in the official training
+    split with these `labels`: the same number per class, from our split of that name."""
     random = np.random.RandomState(SEED)
     chosen = {}
     for split, indices in zip(("train", "val"), split_indices(labels), strict=True):
@@ -76,7 +76,7 @@ def make(directory: Path, output: Path) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Cut the built-in sample out of CIFAR-10.")
+    parser = argparse.ArgumentParser(description="Draw the built-in sample from CIFAR-10.")
     parser.add_argument("--data-dir", type=Path, default=DEFAULT_DIRECTORY, metavar="DIR")
     parser.add_argument("--output", type=Path, default=SAMPLE_DIRECTORY, metavar="DIR")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Pictures of any size and kind, read as CIFAR-10 has them: 32 x 32 pixels."""
+"""Read pictures of any size and format as CIFAR-10 images: 32 x 32 pixels."""
 
 import re
 import warnings
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from data.cifar10 import SIZE
 
-# The formats that are read, and the most pixels of each: so many take at most about 300 MB. Of a
-# large JPEG only a part of the resolution is decoded. Other formats may start programs.
-MOST_PIXELS = {
+# The formats that are read, and the most pixels of each, which take at most about 300 MB. A large
+# JPEG is decoded at a lower resolution. Decoders of other formats may start programs.
+MAX_PIXELS = {
     "JPEG": 50_000_000,
     "MPO": 50_000_000,  # a JPEG that holds more than one picture
     "PNG": 16_000_000,
@@ -23,11 +23,11 @@ MOST_PIXELS = {
     "GIF": 16_000_000,
     "BMP": 16_000_000,
     "TIFF": 16_000_000,
-    "PPM": 1_000_000,  # with 16 bits a channel it is read slowly, by Python
+    "PPM": 1_000_000,  # with 16 bits per channel, Pillow reads it slowly, in Python
 }
-ENOUGH = (1024, 1024)  # pixels, width and height, that decoding a JPEG keeps at least
+MIN_DECODED = (1024, 1024)  # width and height that a decoded JPEG keeps at least
 
-# Formats that people have pictures in and that are not read, by how such a file starts.
+# Common formats that are not read, by the first bytes of a file.
 UNSUPPORTED = {
     "HEIC or AVIF": rb".{4}ftyp",
     "JPEG XL": rb"\xff\x0a|.{4}JXL ",
@@ -40,18 +40,18 @@ UNSUPPORTED = {
 
 
 class PictureError(Exception):
-    """A file that holds no picture that can be read; one line that says why."""
+    """A file that cannot be read as a picture; the message says why in one line."""
 
 
 def read_picture(path: Path, padding: Sequence[float] | None = None) -> Tensor:
-    """A picture's square, shrunk: uint8 RGB (3, 32, 32).
+    """A picture shrunk to a square: uint8 RGB (3, 32, 32).
 
     Args:
-        padding: the colour (red, green, blue), from 0 to 1, that makes a square of the whole
-            picture; None: the square at its centre.
+        padding: the colour (red, green, blue), from 0 to 1, that pads the complete picture to a
+            square; None: crop the central square instead.
 
     Raises:
-        PictureError: it cannot be read, or it is so large that it may be meant to fill the memory.
+        PictureError: it cannot be read, or has too many pixels for its format.
     """
     try:
         if path.exists() and not path.is_file():
@@ -62,11 +62,11 @@ def read_picture(path: Path, padding: Sequence[float] | None = None) -> Tensor:
     except FileNotFoundError as error:
         raise PictureError("no such file") from error
     except PermissionError as error:
-        raise PictureError("it must not be read") from error
+        raise PictureError("permission denied") from error
     except Image.DecompressionBombError as error:
-        raise PictureError(f"more than {max(MOST_PIXELS.values()):,} pixels") from error
+        raise PictureError(f"more than {max(MAX_PIXELS.values()):,} pixels") from error
     except UnidentifiedImageError as error:
-        raise PictureError(what_else(path)) from error
+        raise PictureError(unreadable(path)) from error
     except Exception as error:  # whatever a damaged file makes a decoder raise
         raise PictureError("not a picture, or a damaged one") from error
     scale = SIZE / max(picture.size)
@@ -79,37 +79,37 @@ def read_picture(path: Path, padding: Sequence[float] | None = None) -> Tensor:
 
 
 def decode(path: Path, *, whole: bool) -> Image.Image:
-    """The picture, or the square at its centre, upright, in a mode that can be resized.
+    """The picture or its central square, upright, in a mode that can be resized.
 
     Raises:
         PictureError: it has too many pixels.
-        Exception: of any kind, where a decoder cannot read it.
+        Exception: of any kind, if a decoder cannot read it.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what a picture lacks that can be done without
+        warnings.simplefilter("ignore")  # about harmless faults in a picture
         Image.init()
-        known = [name for name in MOST_PIXELS if name in Image.OPEN]
+        known = [name for name in MAX_PIXELS if name in Image.OPEN]
         with Image.open(path, formats=known) as image:
-            most = MOST_PIXELS[image.format]
+            most = MAX_PIXELS[image.format]
             if image.width * image.height > most:
-                raise PictureError(f"more than {most:,} pixels, which is too many in its format")
-            image.draft(None, ENOUGH)
+                raise PictureError(f"more than {most:,} pixels, the limit for {image.format}")
+            image.draft(None, MIN_DECODED)
             ImageOps.exif_transpose(image, in_place=True)
             return resizable(image if whole else crop_square(image))
 
 
-def what_else(path: Path) -> str:
-    """What a file is that Pillow finds no picture in."""
+def unreadable(path: Path) -> str:
+    """Why Pillow cannot read a file as a picture."""
     with open(path, "rb") as file:
         start = file.read(100)
     for name, pattern in UNSUPPORTED.items():
         if re.match(pattern, start, re.DOTALL):
-            return f"{name} is not supported here: save the picture as JPEG or PNG"
+            return f"{name} is not supported: save the picture as JPEG or PNG"
     return "not a picture, or a damaged one"
 
 
 def crop_square(image: Image.Image) -> Image.Image:
-    """The largest square at the centre."""
+    """The central square of the image, as large as possible."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side))
@@ -128,10 +128,10 @@ def resizable(image: Image.Image) -> Image.Image:
 
 
 def over_white(image: Image.Image) -> Image.Image:
-    """The picture in RGB: 16 bits a channel become 8, what is transparent becomes white."""
+    """The picture in RGB: 16 bits per channel become 8, transparency becomes white."""
     if image.mode == "I":  # Pillow would cut off at 255
-        eighth = np.asarray(image).clip(0, 2**16 - 1) // 256
-        image = Image.fromarray(eighth.astype(np.uint8))
+        high_bytes = np.asarray(image).clip(0, 2**16 - 1) // 256
+        image = Image.fromarray(high_bytes.astype(np.uint8))
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")

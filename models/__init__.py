@@ -1,7 +1,7 @@
-"""The networks by name: `build("under100k")` makes one from its config's fields.
+"""The networks by name: `build("under100k")` makes one from its config.
 
-The modules of this package import each other by relative names, for torch.hub loads the package
-under another name (see hubconf.py).
+The modules of this package use relative imports, because torch.hub loads the package under another
+name (see hubconf.py).
 """
 
 from dataclasses import asdict, fields
@@ -16,7 +16,7 @@ from .under100k import Under25kConfig, Under50kConfig, Under100k, Under100kConfi
 
 __all__ = ["RELEASED_WEIGHTS", "ModelError", "build", "config_dict", "names"]
 
-# A checkpoint of the default network.
+# The checkpoint of the default network.
 RELEASED_WEIGHTS = Path(__file__).resolve().parent.parent / "checkpoints" / "under100k.safetensors"
 
 _NETWORKS = {
@@ -29,11 +29,11 @@ _NETWORKS = {
 
 
 class ModelError(ValueError):
-    """An unknown network, or a config that it does not take."""
+    """An unknown network, or an invalid config for it."""
 
 
 def names() -> tuple[str, ...]:
-    """The networks that `build` knows, the default one first."""
+    """The names that `build` accepts, the default network first."""
     return tuple(_NETWORKS)
 
 
@@ -51,17 +51,17 @@ def _config(name: str, values: dict[str, object]) -> Any:
 
 
 def build(name: str, **config: object) -> nn.Module:
-    """A network with fresh weights; `config` overrides fields of its config dataclass.
+    """A network with random weights; `config` overrides fields of its config dataclass.
 
     It maps normalised images (N, 3, 32, 32) to logits (N, 10).
 
     Raises:
-        ModelError: no network of that name, a field that its config lacks, or a value it refuses.
+        ModelError: the name, a field of `config` or its value is invalid.
     """
     checked = _config(name, config)
     return _NETWORKS[name][0](checked)
 
 
 def config_dict(name: str, **config: object) -> dict[str, object]:
-    """The whole config that `build(name, **config)` uses, as plain values that a file can hold."""
+    """The complete config that `build(name, **config)` uses, as plain values for a file."""
     return asdict(_config(name, config))

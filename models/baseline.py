@@ -1,4 +1,4 @@
-"""Where this repository set out from: a notebook's network of 112,966 weights, layer for layer."""
+"""The baseline: the network of the original notebook, 112,966 weights, layer for layer."""
 
 from dataclasses import dataclass
 
@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class BaselineConfig:
-    """The baseline has nothing to choose."""
+    """The baseline's config: it has no fields."""
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout, whose Bernoulli draws take a third of the baseline's training step on a CPU.
-    There, one random 64-bit word decides over four elements, with 16 bits each: a third of the
-    time, and a probability that is right to 1 / 131072.
+    """nn.Dropout in a third of its time on a CPU, where its Bernoulli draws take a third of the
+    baseline's training step: one random 64-bit word serves four elements, with 16 bits each. The
+    probability is exact to 1 / 131072.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,8 +35,8 @@ def _activation(channels: int, dropout: float) -> nn.Sequential:
 class Baseline(nn.Module):
     """Images (N, 3, 32, 32) -> logits (N, 10).
 
-    Two residual sums join layers of different depth: the 1x1 convolution's output passes by the
-    3x3 convolution after it, the dilated convolution's output passes by the next two stages.
+    Two skip connections: the 1x1 convolution's output skips the 3x3 convolution after it, and the
+    dilated convolution's output skips the next two stages.
     """
 
     def __init__(self, config: BaselineConfig) -> None:

@@ -1,9 +1,8 @@
-"""The building blocks of the networks: one small module an idea.
+"""The building blocks of the networks: one small module per idea.
 
 All of them map (N, C, H, W) to (N, C', H', W') and keep the memory format of their input. A
-convolution has a bias only where no BatchNorm follows. With `mirror` a layer commutes with
-mirroring the image and exchanging the halves of its channels, and learns half as much: see
-mirror.py.
+convolution has a bias only if no BatchNorm follows. With `mirror` a layer commutes with mirroring
+the image and swapping the halves of its channels, and has half the parameters: see mirror.py.
 """
 
 import torch
@@ -35,12 +34,12 @@ def batch_norm(channels: int, *, mirror: bool = False, zero: bool = False) -> nn
 
 
 def global_average(x: Tensor, parts: int = 1, dtype: torch.dtype | None = None) -> Tensor:
-    """(N, C, H, W) -> the mean of each channel, (N, C); with `parts` the mean of so many equal
-    parts of the channels, (N, C / parts). Of `dtype`, or else of that of `x`.
+    """(N, C, H, W) -> the mean of each channel, (N, C); with `parts` also the mean over that many
+    equal parts of the channels, (N, C / parts). The result has `dtype`, by default that of `x`.
 
-    On a CPU as a product with a row of H * W equal weights: on channels_last tensors in half
-    precision several times faster than a mean, forwards and backwards, and summed in float32
-    within. Elsewhere a mean is one operation.
+    On a CPU it is a product with a row of H * W equal weights: for channels_last tensors in half
+    precision several times faster than a mean, forwards and backwards, with sums in float32.
+    Elsewhere it is one mean operation.
     """
     with torch.autocast(x.device.type, enabled=False):
         pixels = x.permute(0, 2, 3, 1).flatten(1, 2)  # (N, H * W, C)
@@ -88,7 +87,7 @@ class EfficientChannelAttention(nn.Module):
     """Efficient channel attention, ECA (Wang et al. 2020, arXiv:1910.03151): each channel is scaled
     by a sigmoid of a convolution over its neighbours' global averages. Three weights in all.
 
-    With `mirror` it sees the mean of the halves and scales both alike.
+    With `mirror` its input is the mean of the two halves, and both get the same scales.
     """
 
     def __init__(self, kernel_size: int = 3, *, mirror: bool = False) -> None:
@@ -97,7 +96,7 @@ class EfficientChannelAttention(nn.Module):
         self.mirror = mirror
 
     def _gate(self, x: Tensor, step: int) -> Tensor:
-        """As `gate`; with `mirror` of the first half of the channels, (N, C / 2, 1, 1)."""
+        """As `gate`, but with `mirror` only the first half of the channels, (N, C / 2, 1, 1)."""
         # A few thousand numbers: float32 costs nothing, and half precision is slow here on a CPU.
         averages = global_average(x, 2 if self.mirror else 1, self.conv.weight.dtype)
         if step > 1:
@@ -110,7 +109,7 @@ class EfficientChannelAttention(nn.Module):
     def gate(self, x: Tensor, step: int = 1) -> Tensor:
         """(N, C, H, W) -> the scale of each channel, (N, C, 1, 1), between 0 and 1.
 
-        Of an image in `phases(..., step)`, all have the same.
+        All `phases(..., step)` of an image get the same scales.
         """
         return self._gate(x, step).repeat(1, 2 if self.mirror else 1, 1, 1)
 
@@ -124,14 +123,14 @@ class EfficientChannelAttention(nn.Module):
 class ResidualBlock(nn.Module):
     """x + attention(norm(project(relu(convolution(x))))).
 
-    Nothing comes after the sum: the stream of sums stays linear, as between the bottlenecks of
+    No activation follows the sum: the residual stream stays linear, as between the bottlenecks of
     MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381). With a depthwise-separable convolution the
-    layers are in the order of ConvNeXt's (Liu et al. 2022, arXiv:2201.03545): one activation,
-    between two pointwise layers.
+    layers have the order of ConvNeXt (Liu et al. 2022, arXiv:2201.03545): one activation, between
+    two pointwise layers.
 
     Args:
         convolution: (N, channels, H, W) -> (N, hidden, H, W).
-        attention: keeps the shape; both take the step between the phases they are given.
+        attention: keeps the shape; both also take the `step` of their input's phases.
     """
 
     def __init__(
@@ -157,10 +156,10 @@ class ResidualBlock(nn.Module):
 class Stage(nn.Sequential):
     """Residual blocks that all dilate their convolutions by `dilation`.
 
-    A dilated convolution equals a plain one on each of the dilation^2 phases of the image, and all
-    else in a block treats every pixel alike. On a CPU, PyTorch's backward of a dilated depthwise
-    convolution is many times slower than of a plain one, so training reorders the pixels once for
-    the whole stage there; the result is the same.
+    A dilated convolution equals a plain one on each of the dilation^2 phases of the image, and
+    everything else in a block treats all pixels alike. On a CPU, PyTorch's backward pass of a
+    dilated depthwise convolution is many times slower than of a plain one, so training there
+    reorders the pixels once for the complete stage. The result is the same.
     """
 
     def __init__(self, dilation: int, *blocks: ResidualBlock) -> None:
@@ -177,8 +176,8 @@ class Stage(nn.Sequential):
 
 
 class UnshuffleDown(nn.Module):
-    """Halve height and width and lose nothing: pixel unshuffle (the inverse of Shi et al. 2016,
-    arXiv:1609.05158) turns each 2x2 square into four channels, a 1x1 convolution mixes them.
+    """Halve height and width without loss: pixel unshuffle (the inverse of Shi et al. 2016,
+    arXiv:1609.05158) turns each 2x2 square into four channels, and a 1x1 convolution mixes them.
 
     (N, C, H, W) -> (N, C', H / 2, W / 2).
     """
@@ -243,7 +242,7 @@ class NearestUp(nn.Module):
 
 
 class Hourglass(nn.Module):
-    """x + up(body(down(x))): a residual branch that looks at the image from twice as far.
+    """x + up(body(down(x))): a residual branch at half the resolution.
 
     `down` halves height and width, `body` keeps them, `up` doubles them and ends in a norm whose
     scale starts at 0.

@@ -1,8 +1,8 @@
 """The convolutions of the networks: depthwise, pointwise, dense, unshuffling and transposed.
 
 All of them map (N, C, H, W) to (N, C', H', W') and keep the memory format of their input. With
-`mirror` a convolution commutes with mirroring the image and exchanging the halves of its channels,
-and learns half as much: see mirror.py.
+`mirror` a convolution commutes with mirroring the image and swapping the halves of its channels,
+and has half the parameters: see mirror.py.
 """
 
 import torch
@@ -15,7 +15,7 @@ from .mirror import TiedModule, even_and_odd, flipped, repeated, swapped
 def phases(x: Tensor, dilation: int) -> Tensor:
     """(N, C, H, W) -> (N * dilation^2, C, H / dilation, W / dilation): the pixels of equal phase.
 
-    PixelUnshuffle with the phases in the batch instead of in the channels.
+    As PixelUnshuffle, but the phases go into the batch instead of the channels.
     """
     n, c, h, w = x.shape
     d = dilation
@@ -46,14 +46,14 @@ class DepthwiseConv2d(TiedModule, nn.Conv2d):
             self.tie("weight", self.weight[: channels // 2], flipped)
 
     def forward(self, x: Tensor, step: int = 1) -> Tensor:
-        """`x` in `phases(..., step)`, where taps that are `dilation` apart are closer by `step`."""
+        """Convolve `phases(..., step)` of an image; in them the taps are dilation / step apart."""
         spread = self.dilation[0] // step
         return F.conv2d(x, self.tied("weight"), padding=spread, dilation=spread, groups=self.groups)
 
 
 class PointwiseConv2d(TiedModule, nn.Conv2d):
     """1x1 convolution whose weight is a matrix (C', C), or with `mirror` the two (2, C' / 2, C / 2)
-    that make one: these are what Muon trains (training/optimizer.py)."""
+    that make it. Muon trains these matrices (training/optimizer.py)."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class PointwiseConv2d(TiedModule, nn.Conv2d):
 class DenseConv2d(TiedModule, nn.Conv2d):
     """Ordinary 3x3 convolution that keeps height and width.
 
-    With `mirror`, `halves` says whether its input has halves, which an image has not.
+    With `mirror`, `halves` says whether its input has two halves; an image has none.
     """
 
     def __init__(
@@ -109,10 +109,10 @@ class DenseConv2d(TiedModule, nn.Conv2d):
 
 
 class PatchConv2d(PointwiseConv2d):
-    """3x3 convolution that keeps height and width, as a pointwise one of patches: its weight is a
+    """3x3 convolution that keeps height and width, as a pointwise one on patches: its weight is a
     matrix (C', 9 C / groups), or with `mirror` its first half, (C' / 2, 9 C / groups)."""
 
-    side, apart, border = 3, 1, 1  # of the patches, in pixels: kernel size, stride and padding
+    side, step, border = 3, 1, 1  # in pixels: kernel size, stride and padding
 
     def __init__(
         self, channels: int, out_channels: int, *, groups: int = 1, mirror: bool = False
@@ -130,22 +130,22 @@ class PatchConv2d(PointwiseConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = self._square(self.tied("weight"))
-        return F.conv2d(x, kernel, stride=self.apart, padding=self.border, groups=self.groups)
+        return F.conv2d(x, kernel, stride=self.step, padding=self.border, groups=self.groups)
 
 
 class UnshuffleConv2d(PatchConv2d):
     """Pixel unshuffle and a pointwise convolution in one: a 2x2 convolution with stride 2, whose
     weight is a matrix (C', 4 C / groups), or with `mirror` its first half.
 
-    A CPU takes half the time, and CUDA has no kernel for nn.PixelUnshuffle in channels_last.
+    It takes half the time on a CPU, and CUDA has no channels_last kernel for nn.PixelUnshuffle.
     """
 
-    side, apart, border = 2, 2, 0
+    side, step, border = 2, 2, 0
 
 
 class TransposedConv2d(TiedModule, nn.ConvTranspose2d):
-    """2x2 transposed convolution in groups with stride 2; with `mirror` there are an even number of
-    groups, half of them in each half of the channels."""
+    """2x2 transposed convolution in groups with stride 2; with `mirror` the number of groups
+    is even, and each half of the channels has half of them."""
 
     def __init__(
         self, channels: int, out_channels: int, *, groups: int, mirror: bool = False

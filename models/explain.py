@@ -1,4 +1,4 @@
-"""What a network looks at: Grad-CAM, class activation maps, the gates of channel attention."""
+"""Explanations of a network: Grad-CAM, class activation maps, the gates of channel attention."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]
 
 @contextmanager
 def hooked(modules: list[nn.Module], hook: Hook) -> Iterator[None]:
-    """Call `hook` with the inputs and the output of these modules, as long as this is entered."""
+    """A context in which `hook` is called with the inputs and output of these modules."""
     handles = [module.register_forward_hook(hook) for module in modules]
     try:
         yield
@@ -25,18 +25,18 @@ def hooked(modules: list[nn.Module], hook: Hook) -> Iterator[None]:
 def grad_cam(model: nn.Module, images: Tensor, classes: Tensor, *, least_size: int = 15) -> Tensor:
     """Gradient-weighted class activation maps (Selvaraju et al. 2017, arXiv:1610.02391).
 
-    The features are those of the last module that gives `least_size` pixels or more a side: at the
-    end of most networks there are too few to see anything. Each channel is weighted with the mean
-    gradient of the logit of interest; what a ReLU leaves of their sum speaks for the class.
+    The features are those of the last module with maps of at least `least_size` pixels a side: at
+    the end of most networks the maps are too small. Each channel is weighted with the mean gradient
+    of the class's logit, and a ReLU keeps the positive part of their sum.
 
     Args:
         model: maps normalised images to logits (N, K); it is put into evaluation mode.
         images: normalised, (N, 3, H, W).
-        classes: (N,) int64, whose logit is explained, image by image.
+        classes: (N,) int64, the class to explain for each image.
 
     Returns:
-        maps (N, h, w) of the features' size, from 0 to 1, each divided by its maximum; 0
-        throughout where nothing speaks for the class.
+        maps (N, h, w) of the features' size, from 0 to 1, each divided by its maximum; all 0 if
+        no pixel supports the class.
 
     Raises:
         ValueError: the network has no features of that size.
@@ -62,15 +62,15 @@ def grad_cam(model: nn.Module, images: Tensor, classes: Tensor, *, least_size: i
 
 
 def class_activation_maps(head: nn.Linear, features: Tensor) -> Tensor:
-    """How much each pixel of the features speaks for each class (Zhou et al. 2016,
+    """How much each pixel of the features supports each class (Zhou et al. 2016,
     arXiv:1512.04150), for a network whose head is a global average and a linear layer.
 
     Args:
         head: the linear layer (C, K).
-        features: (N, C, H, W), or (N, 2 C, H, W) where the head takes the mean of their halves.
+        features: (N, C, H, W), or (N, 2 C, H, W) if the head takes the mean of their halves.
 
     Returns:
-        maps (N, K, H, W). The mean of a class's map and the head's bias are its logit.
+        maps (N, K, H, W). The mean of a class's map plus the head's bias is its logit.
     """
     copies = features.shape[1] // head.in_features
     kernel = head.weight.repeat(1, copies) / copies
@@ -79,7 +79,7 @@ def class_activation_maps(head: nn.Linear, features: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def attention_gates(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """By what each channel attention scales its channels: the name of the module -> (N, C).
+    """The scale that each channel attention gives each channel: name of the module -> (N, C).
 
     A channel attention is a module with a method `gate`, (N, C, H, W) -> (N, C, 1, 1).
 
@@ -99,8 +99,8 @@ def attention_gates(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
 
 def in_words(model: nn.Module, name: str) -> str:
-    """Where the module `name` of `model` stands: "wide.1.attention" is in the "last block of stage
-    wide", if that has two blocks, and a module outside all sequences is called by its name."""
+    """The location of the module `name` in words: "wide.1.attention" is in the "last block of stage
+    wide", if that has two blocks; a module outside all sequences keeps its own name."""
     *path, last = name.split(".")
     while path and not path[-1].isdigit():
         last = path.pop()

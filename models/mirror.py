@@ -1,13 +1,13 @@
-"""Layers that know mirrors: their channels come in two halves that mirroring the image swaps.
+"""Mirror-symmetric layers: their channels form two halves, which mirroring the image swaps.
 
-Let mirror(x) flip each map of x (N, C, H, W) left to right and exchange the halves of its
-channels. Every layer here commutes with it: layer(mirror(x)) = mirror(layer(x)), because only half
-of its kernel is learned, and the other half is that one seen in the mirror. A head that averages
-the halves then gives an image and its mirror image the same logits (Cohen & Welling 2016, group
-equivariant convolutions, arXiv:1602.07576, for the group of a mirror alone).
+Let mirror(x) flip each map of x (N, C, H, W) left to right and swap the halves of its channels.
+Every layer here commutes with it: layer(mirror(x)) = mirror(layer(x)), because it learns only half
+of its kernel, and the other half is the mirror image of the first. A head that averages the halves
+then gives an image and its mirror image the same logits. These are group-equivariant convolutions
+(Cohen & Welling 2016, arXiv:1602.07576) for the group of one reflection.
 
-A `TiedModule` learns halves under the names of ordinary parameters; `tied(name)` is the whole
-tensor. `TiedTensors` makes those of a whole network at once.
+A `TiedModule` learns halves under the names of ordinary parameters; `tied(name)` is the complete
+tensor. `TiedTensors` makes all of a network's at once.
 """
 
 import copy
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Tie = Callable[[Tensor], Tensor]  # learned parts (L, ...) of L layers -> whole tensors (L, ...)
+Tie = Callable[[Tensor], Tensor]  # learned parts (L, ...) of L layers -> complete tensors (L, ...)
 
 
 def repeated(half: Tensor) -> Tensor:
@@ -27,19 +27,19 @@ def repeated(half: Tensor) -> Tensor:
 
 
 def flipped(half: Tensor) -> Tensor:
-    """(L, C / 2, ..., W) -> (L, C, ..., W): kernels whose inputs lie in one half of the channels.
-    The second half's are the first half's, flipped left to right."""
+    """(L, C / 2, ..., W) -> (L, C, ..., W): kernels of inputs in one half of the channels.
+    The second half of the kernels is the first, flipped left to right."""
     return torch.cat([half, half.flip(-1)], 1)
 
 
 def swapped(half: Tensor) -> Tensor:
-    """(L, C' / 2, C, H, W) -> (L, C', C, H, W): kernels that see all channels. The second half's
-    are the first half's, flipped left to right, and see the halves of their input exchanged."""
+    """(L, C' / 2, C, H, W) -> (L, C', C, H, W): kernels over all channels. The second half of the
+    kernels is the first, flipped left to right, with the halves of its input channels swapped."""
     return torch.cat([half, half.flip(-1).roll(half.shape[2] // 2, 2)], 1)
 
 
 def blocks(parts: Tensor) -> Tensor:
-    """(L, 2, C' / 2, C / 2) -> (L, C', C): of A and B the matrix [[A, B], [B, A]]."""
+    """(L, 2, C' / 2, C / 2) -> (L, C', C): from A and B the matrix [[A, B], [B, A]]."""
     a, b = parts.unbind(1)
     return torch.cat([torch.cat([a, b], 2), torch.cat([b, a], 2)], 1)
 
@@ -47,9 +47,9 @@ def blocks(parts: Tensor) -> Tensor:
 def even_and_odd(halves: Tensor) -> Tensor:
     """(L, 2, C' / 2, C / 2) -> (L, C', C): the matrix [[A, B], [B, A]] of a pointwise layer.
 
-    Learned are the even part A + B and the odd part A - B. In the orthonormal basis of the sums
-    and differences of the halves the matrix is these two, side by side on its diagonal: so an
-    orthogonal step on each is one on the whole (see Muon in training/optimizer.py).
+    The parameters are the even part A + B and the odd part A - B. In the orthonormal basis of the
+    sums and differences of the halves, the matrix is block-diagonal with these two blocks, so an
+    orthogonal step on each is one on the complete matrix (see Muon in training/optimizer.py).
     """
     even, odd = (halves / 2).unbind(1)
     return blocks(torch.stack([even + odd, even - odd], 1))
@@ -61,7 +61,7 @@ def in_order(tensor: Tensor) -> Tensor:
 
 
 class TiedModule(nn.Module):
-    """A module of which some parameters are learned in part: see `tie` and `tied`."""
+    """A module that learns only a part of some of its tensors: see `tie` and `tied`."""
 
     def __init__(self, *arguments: object, **keywords: object) -> None:
         super().__init__(*arguments, **keywords)
@@ -69,12 +69,12 @@ class TiedModule(nn.Module):
         self.whole: dict[str, Tensor] = {}  # filled by TiedTensors, for one forward pass
 
     def tie(self, name: str, learned: Tensor, tie: Tie) -> None:
-        """Make `learned` the parameter `name`, of which `tie` makes the whole tensor."""
+        """Make `learned` the parameter `name`; `tie` makes the complete tensor from it."""
         setattr(self, name, nn.Parameter(learned.detach().clone()))
         self.ties[name] = tie
 
     def tied(self, name: str) -> Tensor:
-        """The whole tensor of a parameter: itself where it is learned whole."""
+        """The complete tensor of a parameter: the parameter itself if it is not tied."""
         if name in self.whole:
             return self.whole[name]
         learned = getattr(self, name)
@@ -82,12 +82,12 @@ class TiedModule(nn.Module):
 
 
 class TiedTensors(nn.Module):
-    """Makes the tied tensors of a whole network in a few operations, for one forward pass.
+    """Makes all tied tensors of a network in a few operations, for one forward pass.
 
-    On a GPU each small operation costs as much as a convolution. A tie only puts numbers into
-    places, half of them after a sum or a difference. So the learned numbers of all layers go into
-    one row. At each place of the wholes stands the weighted sum of two of them, by an index and by
-    weights that are made once.
+    On a GPU each small operation costs as much as a convolution. A tie only rearranges numbers,
+    some of them after a sum or a difference. So the learned numbers of all layers are concatenated,
+    and each number of the complete tensors is a weighted sum of two of them, by indices and weights
+    that are computed once.
     """
 
     places: Tensor | None
@@ -102,7 +102,7 @@ class TiedTensors(nn.Module):
         self.members = sorted(members, key=lambda member: isinstance(member[0], nn.BatchNorm2d))
         self.register_buffer("places", None, persistent=False)
         self.register_buffer("weights", None, persistent=False)
-        # On "meta" a network may be of any size, until its weights are there.
+        # On "meta" a network may have any size, so the index waits for its weights.
         self.register_load_state_dict_post_hook(TiedTensors._index_after_loading)
         if members and not any(p.is_meta for p in network.parameters()):
             self._index()
@@ -112,7 +112,7 @@ class TiedTensors(nn.Module):
             self._index()
 
     def _index(self) -> None:
-        """Say where the numbers go. Kernels lie in channels_last, learned ones and whole ones."""
+        """Compute the indices and weights. Learned and complete kernels are in channels_last."""
         wholes = []
         start = 0
         for module, name in self.members:
@@ -142,7 +142,7 @@ class TiedTensors(nn.Module):
         self.weights = torch.stack(weights)
 
     def _wholes(self) -> list[Tensor]:
-        """The whole tensor of each member."""
+        """The complete tensor of each member."""
         assert self.places is not None and self.weights is not None
         row = torch.cat([in_order(getattr(m, name)).flatten() for m, name in self.members])
         row = (row.index_select(0, self.places).view_as(self.weights) * self.weights).sum(0)
@@ -155,8 +155,8 @@ class TiedTensors(nn.Module):
 
     @contextmanager
     def put_together(self) -> Iterator[None]:
-        """For a forward pass, every member's `tied` is ready, and in training BatchNorm's batches
-        are counted, all in one operation."""
+        """A context for a forward pass: every member's `tied` is ready, and in training all
+        BatchNorms have counted the batch, in one operation."""
         if not self.members:
             yield
             return
@@ -172,15 +172,15 @@ class TiedTensors(nn.Module):
 
 
 def merge_halves(x: Tensor) -> Tensor:
-    """(N, C) -> (N, C / 2): the mean of the halves, which mirroring the image does not change."""
+    """(N, C) -> (N, C / 2): the mean of the halves, which is the same for the mirrored image."""
     return x.unflatten(1, (2, -1)).mean(1)
 
 
 class MirrorBatchNorm2d(TiedModule, nn.BatchNorm2d):
     """BatchNorm with one scale and one shift for both halves of the channels.
 
-    Statistics are kept for each half in training. Evaluation takes their mean, so that the network
-    is then symmetric exactly. Batches are counted by TiedTensors.
+    Training keeps statistics for each half. Evaluation uses their mean, so that the network is then
+    exactly symmetric. TiedTensors counts the batches.
     """
 
     running_mean: Tensor
@@ -214,8 +214,8 @@ class MirrorBatchNorm2d(TiedModule, nn.BatchNorm2d):
 
 @torch.no_grad()
 def untied(network: nn.Module) -> nn.Module:
-    """A copy of the network for evaluation that computes the same and holds whole tensors: there is
-    nothing left to put together, and ordinary norms can be folded into the layers before them."""
+    """A copy of the network for evaluation that computes the same from complete tensors, without
+    ties, and whose ordinary norms can be folded into the layers before them."""
     network = copy.deepcopy(network).eval()
     for module in network.modules():
         for name, child in module.named_children():

@@ -1,5 +1,5 @@
-"""The teacher: an ordinary residual network that knows mirrors. It is too large on purpose: smaller
-networks learn from what it answers (training/teacher.py)."""
+"""The teacher: a mirror-symmetric residual network of dense convolutions. It is over the size limit
+on purpose: smaller networks are distilled from it (training/teacher.py)."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from .mirror import TiedTensors
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """What rebuilds the network.
+    """The config of the teacher.
 
     Attributes:
         widths: channels at 32x32, 16x16 and 8x8 pixels.
@@ -26,7 +26,7 @@ class TeacherConfig:
 
 class DenseBlock(nn.Module):
     """relu(x + norm(convolution(relu(norm(convolution(x)))))), with 3x3 convolutions (He et al.
-    2016, arXiv:1512.03385). The kernels are matrices, so that Muon trains them."""
+    2016, arXiv:1512.03385). The kernels are matrices, so Muon trains them."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
-"""The default network: residual depthwise-separable blocks at 32x32 and 16x16 pixels that know
-mirrors: the logits of an image and of its mirror image are equal."""
+"""The default network: mirror-symmetric residual depthwise-separable blocks at 32x32 and 16x16
+pixels. The logits of an image and of its mirror image are equal."""
 
 from dataclasses import dataclass
 
@@ -25,21 +25,21 @@ from .mirror import TiedTensors
 
 @dataclass(frozen=True)
 class Under100kConfig:
-    """What rebuilds the network; each of the six switches leaves out one operation.
+    """The config of the default network; each of the six switches removes one operation.
 
     Attributes:
         widths: channels at 32x32 and at 16x16 pixels.
-        hidden: channels between the two pointwise layers of a block, on these scales.
+        hidden: channels between the two pointwise layers of a block, at these resolutions.
         depths: residual blocks at 32x32, then at 16x16 with dilation 1, 2 and 4.
         separable: depthwise-separable convolutions; False: ordinary 3x3 ones, which take many
             times the parameters, so choose a smaller `hidden`.
         dilated: blocks dilate their convolutions; False: none does.
-        transposed: the hourglass comes back up through a transposed convolution; False: through a
-            1x1 convolution and repeated pixels.
+        transposed: the hourglass upsamples by a transposed convolution; False: by a 1x1 convolution
+            and repeated pixels.
         unshuffle: resolution is halved by pixel unshuffle; False: by max pooling.
         attention: channel attention on the last block of each stage at 16x16; False: on none.
-        mirror: every layer commutes with mirroring the image, and half of its kernel is learned;
-            False: all of it is, which takes nearly twice the parameters, so choose smaller widths.
+        mirror: every layer commutes with mirroring the image and learns half of its kernel; False:
+            it learns all of it, nearly twice the parameters, so choose smaller widths.
     """
 
     widths: tuple[int, int] = (32, 96)
@@ -71,7 +71,7 @@ class Under25kConfig(Under100kConfig):
     depths: tuple[int, int, int, int] = (3, 2, 2, 2)
 
 
-GROUPS = 8  # of the hourglass's ways down and up
+GROUPS = 8  # of the hourglass's down- and upsampling layers
 
 
 class Under100k(nn.Module):

@@ -1,4 +1,4 @@
-"""The figures that a run and the README show."""
+"""The figures of a run, of an evaluation and of the documentation."""
 
 from plots.evaluation import (
     MAX_PREDICTIONS,

@@ -1,4 +1,4 @@
-"""The figures of an evaluation: its classes, its mistakes, its predictions."""
+"""The figures of an evaluation: accuracy by class, confusion matrix, mistakes, predictions."""
 
 import math
 import os
@@ -26,12 +26,12 @@ MAX_PREDICTIONS = 40
 
 
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:
-    """The 95 % interval of a share, `correct` of `total` > 0, as two numbers between 0 and 1.
+    """The 95 % confidence interval of the proportion `correct` / `total`, total > 0, within [0, 1].
 
-    E. B. Wilson 1927, "Probable inference, the law of succession, and statistical inference". It
-    stays within 0 and 1, and has a width also where all are correct.
+    E. B. Wilson 1927, "Probable inference, the law of succession, and statistical inference". Its
+    width is above 0 even if all are correct.
     """
-    z = 1.959964  # of a normal distribution: 95 % lie within as many standard deviations
+    z = 1.959964  # 95 % of a normal distribution lie within this many standard deviations
     share = correct / total
     centre = share + z * z / (2 * total)
     radius = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
@@ -42,11 +42,12 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
 def class_accuracy(
     correct: Any, total: Any, classes: Sequence[str], path: str | os.PathLike[str], *, title: str
 ) -> None:
-    """Draw the accuracy of each class as a dot with its 95 % interval (Wilson), the best on top,
-    and below them that of all classes together, which a line carries up.
+    """Draw the accuracy of each class as a dot with its 95 % interval (Wilson), the best on top.
 
-    correct, total: (C,) numbers of images, those classified correctly and all of them, by true
-        class. A class without images comes last and says so.
+    The last row is the accuracy over all classes, which a dashed line extends upwards.
+
+    correct, total: (C,) correctly classified images and all images, by true class. A class without
+        images comes last and is labelled so.
     """
     correct, total = as_counts(correct), as_counts(total)
     if not len(correct) == len(total) == len(classes):
@@ -76,8 +77,8 @@ def class_accuracy(
 
 
 def _draw_share(axes: Axes, row: int, correct: int, total: int, color: str) -> None:
-    """A dot in `row` at the percentage, a line from end to end of its interval, and at the right
-    border of the axes both in figures."""
+    """Draw a dot in `row` at the percentage, a line along its interval, and the numbers at the
+    right border of the axes."""
     text = "no images"
     if total:
         percentage = 100 * correct / total
@@ -97,7 +98,7 @@ def confusion_matrix(
 ) -> None:
     """Draw the confusion matrix: a count in each cell, coloured by its share of the true class.
 
-    matrix: (C, C) numbers of images, a row for each true and a column for each predicted class.
+    matrix: (C, C) numbers of images, a row per true class and a column per predicted class.
     """
     counts = as_counts(matrix)
     if counts.shape != (len(classes), len(classes)):
@@ -128,7 +129,7 @@ def confusion_matrix(
 
 
 def _contrasting(rgba: Sequence[float]) -> str:
-    """Black or white, whichever has the higher contrast on `rgba` by WCAG 2.2."""
+    """Black or white, whichever has the higher contrast to `rgba` by WCAG 2.2."""
     red, green, blue = (channel**2.2 for channel in rgba[:3])  # sRGB to linear light, nearly
     luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
     return "black" if luminance > 0.179 else "white"
@@ -144,12 +145,12 @@ def mistakes(
     *,
     title: str,
 ) -> None:
-    """Draw the most confident mistakes, at most MAX_MISTAKES of them, the most confident first.
+    """Draw the MAX_MISTAKES most confident mistakes, the most confident first.
 
-    images: uint8 (N, 3, H, W), of a whole split or of its mistakes: images classified correctly
-        are left out.
+    images: uint8 (N, 3, H, W), of a complete split or of its mistakes only; correctly classified
+        images are skipped.
     true, predicted: (N,) class indices.
-    confidence: (N,) probabilities that the network gave to the predicted class.
+    confidence: (N,) probabilities of the predicted class.
     """
     images = as_images(images)
     true, predicted, confidence = np.asarray(true), np.asarray(predicted), np.asarray(confidence)
@@ -183,11 +184,11 @@ def predictions(
     *,
     title: str,
 ) -> None:
-    """Draw pictures and what they are taken for, the first MAX_PREDICTIONS of those given.
+    """Draw the first MAX_PREDICTIONS pictures with their predicted classes.
 
     images: uint8 (N, 3, H, W).
-    names: of the pictures; a long one loses its middle.
-    predictions: for each picture pairs of a class and its probability.
+    names: of the pictures; a long name loses its middle.
+    predictions: for each picture, pairs of a class and its probability.
     """
     images = as_images(images)
     if not len(images) == len(names) == len(predictions) > 0:

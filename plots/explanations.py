@@ -1,4 +1,4 @@
-"""What a network looks at: its images, maps over them, and its channel attention."""
+"""The figure of explanations: images, maps over them, and channel attention."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -22,14 +22,15 @@ def explanations(
     *,
     title: str,
 ) -> None:
-    """Draw what the network looks at in the first MAX_EXPLANATIONS images: a row for each, or for
-    two where there are no gates to draw beside them.
+    """Draw the explanations of the first MAX_EXPLANATIONS images: one image per row, or two
+    without gates.
 
     images: uint8 (N, 3, H, W).
-    captions: N texts of up to three lines, which stand beside the images.
+    captions: N texts of up to three lines, drawn beside the images.
     maps: (N, h, w) between 0 and 1, drawn over the images.
-    gates: name of a channel attention -> (M, C) between 0 and 1, by what it scales each channel,
-        the first N of the M in `images`; the last two are drawn, the channels by their mean over M.
+    gates: name of a channel attention -> (M, C) between 0 and 1, the scale of each channel for M
+        images, the first N of which are `images`. Only the last two entries are drawn, with the
+        channels sorted by their mean over M.
     """
     images, maps = as_images(images), np.asarray(maps)
     gates = {name: np.asarray(values) for name, values in list(gates.items())[-2:]}
@@ -54,7 +55,7 @@ def explanations(
 
 
 def _check(images: Any, captions: Sequence[str], maps: Any, gates: Mapping[str, Any]) -> None:
-    """ValueError where there is not one of each for every image."""
+    """ValueError unless every image has one of each."""
     shortest = min((len(values) for values in gates.values()), default=len(images))
     if not shortest >= len(images) == len(captions) == len(maps) > 0:
         numbers = f"{len(images)} images, {len(captions)} captions, {len(maps)} maps"
@@ -64,9 +65,9 @@ def _check(images: Any, captions: Sequence[str], maps: Any, gates: Mapping[str, 
 
 
 def _rows(count: int, gates: int, title: str) -> tuple[Figure, list[list[Axes]]]:
-    """A figure, and for each image places for its caption, for itself, its map and its gates.
+    """A figure, and for each image the axes of its caption, itself, its map and its gates.
 
-    Without gates two images stand beside each other.
+    Without gates, a row holds two images.
     """
     across = 1 if gates else 2
     lines = -(-count // across)
@@ -85,7 +86,7 @@ def _rows(count: int, gates: int, title: str) -> tuple[Figure, list[list[Axes]]]
 
 
 def _draw_picture(plain: Axes, mapped: Axes, image: np.ndarray, cam: np.ndarray) -> None:
-    """An image (3, H, W), and the same under its map (h, w)."""
+    """Draw an image (3, H, W), and again with its map (h, w) over it."""
     for axes in (plain, mapped):
         axes.imshow(image.transpose(1, 2, 0), interpolation="nearest")
         axes.axis("off")
@@ -95,8 +96,7 @@ def _draw_picture(plain: Axes, mapped: Axes, image: np.ndarray, cam: np.ndarray)
 
 
 def _draw_gates(axes: Axes, gates: np.ndarray, index: int) -> None:
-    """A bar for each channel, from what gates (M, C) scale it by on average to what they scale it
-    by in image `index`."""
+    """Draw a bar per channel, from the mean of its gates (M, C) to its gate in image `index`."""
     mean = gates.mean(axis=0)
     order = np.argsort(mean)
     mean, scale = mean[order], gates[index, order]

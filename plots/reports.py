@@ -1,4 +1,4 @@
-"""The figures of the reports: accuracy against size and time, the ablation, how time scales."""
+"""The figures of the reports: accuracy against size and time, the ablation, the scaling of time."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -25,19 +25,18 @@ from plots.style import (
     write_beside,
 )
 
-# The power of each that the time of an epoch ideally grows with, and the point to see it from: many
-# images hide what an epoch costs without any, one thread has no company.
+# For each quantity, the power of it that the time of an epoch ideally follows, and the index of the
+# reference point: the most images, where fixed costs matter least, and the fewest threads.
 _PROPORTIONAL = {"images": (1, -1), "threads": (-1, 0)}
-NEAR = 2.5  # points of accuracy below the whole network, still drawn on its scale
+NEAR = 2.5  # points of accuracy below the full network that share its panel
 
 
 @dataclass(frozen=True)
 class System:
-    """A network, by what is known of it.
+    """A network, as far as its size and accuracy are known.
 
     Attributes:
-        low, high: accuracies between 0 and 1: the same number twice where one is known, else the
-            ends of what was reported.
+        low, high: the reported range of accuracies, from 0 to 1; equal if one accuracy is known.
         fewer: it has fewer than `parameters`.
         more: its accuracy is above `low`, which `high` then equals.
     """
@@ -82,7 +81,7 @@ def landscape(
 
 
 def _draw_system(axes: Axes, system: System, color: str, marker: str) -> None:
-    """A point, or a bar from end to end, with arrows towards where it may be."""
+    """Draw a point, or a bar for a range, with arrows for "fewer than" and "more than"."""
     x, low, high = system.parameters, 100 * system.low, 100 * system.high
     if low < high:
         bar: dict[str, Any] = {"linestyle": "-", "linewidth": 3, "solid_capstyle": "butt"}
@@ -97,7 +96,7 @@ def _draw_system(axes: Axes, system: System, color: str, marker: str) -> None:
 
 
 def _name_systems(axes: Axes, systems: Sequence[tuple[System, str]]) -> None:
-    """Write the name of each system, in its colour, where around its point it covers nothing."""
+    """Write the name of each system beside its point, in its colour, where it overlaps nothing."""
     arrow = 22 * axes.figure.dpi / 72  # pixels
     points = []
     for system, _ in systems:
@@ -118,7 +117,7 @@ def _name_systems(axes: Axes, systems: Sequence[tuple[System, str]]) -> None:
 
 
 def _place(text: Bbox, point: Bbox, others: Sequence[Bbox], within: Bbox) -> Bbox:
-    """Where beside `point` a text of this size overlaps the fewest others, and no border."""
+    """The place beside `point` where a text overlaps the fewest others and stays inside."""
     x = (point.x1, (point.x0 + point.x1 - text.width) / 2, point.x0 - text.width)
     y = (point.y1, (point.y0 + point.y1 - text.height) / 2, point.y0 - text.height)
     sides = [(2, 1), (0, 1), (1, 0), (1, 2), (0, 0), (0, 2), (2, 0), (2, 2)]  # of x and y
@@ -135,11 +134,11 @@ def _place(text: Bbox, point: Bbox, others: Sequence[Bbox], within: Bbox) -> Bbo
 def ablation(
     accuracies: Mapping[str, Mapping[int, float]], path: str | os.PathLike[str], *, title: str
 ) -> None:
-    """Draw what training without each part of a network does to its accuracy, a row a variant.
+    """Draw the accuracy of a network trained without each of its parts, one row per variant.
 
-    Variants that lose more than NEAR points stand in a panel of their own scale, to the left.
+    Variants that lose more than NEAR points are in a panel on the left, with its own scale.
 
-    accuracies: variant -> seed -> accuracy between 0 and 1; the whole network comes first, and a
+    accuracies: variant -> seed -> accuracy between 0 and 1; the full network comes first, and a
         line marks its mean.
     """
     if not accuracies or not all(accuracies.values()):
@@ -171,7 +170,7 @@ def ablation(
 
 
 def _draw_seeds(axes: Axes, rows: Mapping[int, Mapping[int, float]]) -> None:
-    """In each row the accuracy of every seed, one below the other, and a tick at their mean."""
+    """Draw in each row the accuracy of every seed, one below the other, and a tick at the mean."""
     axes.grid(True, axis="x")
     for row, seeds in rows.items():
         for place, (seed, accuracy) in enumerate(sorted(seeds.items())):
@@ -192,11 +191,11 @@ def scaling(
     *,
     title: str,
 ) -> None:
-    """Draw the time of an epoch against what it depends on, a panel each, on logarithmic axes.
+    """Draw the time of an epoch against each quantity, one panel each, on logarithmic axes.
 
-    series: what is varied -> pairs of its value and the seconds of an epoch, all above 0. "images"
-        and "threads" get a dashed line of exact proportion, through the most images and the
-        fewest threads.
+    series: quantity -> pairs of its value and the seconds per epoch, all above 0. "images" and
+        "threads" also get a dashed line of ideal scaling, through the most images and the fewest
+        threads.
     """
     if not series or not all(series.values()):
         raise ValueError("there are no times to draw: pass at least one pair for each quantity")
@@ -232,10 +231,10 @@ def time_to_accuracy(
     *,
     title: str,
 ) -> None:
-    """Draw accuracy against minutes of training, on a logarithmic axis, and the accuracy aimed at.
+    """Draw accuracy against minutes of training, on a logarithmic axis, and the target accuracy.
 
-    curves: name -> minutes above 0 and accuracies between 0 and 1, as many of each, a point an
-        epoch; two curves at most.
+    curves: name -> minutes above 0 and accuracies between 0 and 1, one of each per epoch; at most
+        two curves.
     target: accuracy between 0 and 1.
     """
     if not curves or len(curves) > len(CURVES) or not all(len(x) for x, _ in curves.values()):
@@ -255,7 +254,7 @@ def time_to_accuracy(
 
 
 def _label_accuracy_over(axes: Axes, quantity: str) -> None:
-    """Accuracy in per cent over `quantity`, whose axis is logarithmic and has its limits."""
+    """Label the axes: accuracy in per cent over `quantity`, whose limits are already set."""
     label_logarithmic(axes.xaxis, round_steps(*axes.get_xlim()))
     axes.grid(True)
     axes.set_xlabel(quantity)

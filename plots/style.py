@@ -1,4 +1,4 @@
-"""What all figures share: size, fonts and colours, the grid of pictures, axes, and saving.
+"""Shared by all figures: size, fonts, colours, grids of pictures, axes, saving.
 
 Figures are drawn with matplotlib's Figure alone, which needs neither pyplot nor a display. Every
 function of `training.py`, `evaluation.py` and `reports.py` writes one PNG, 1260 pixels wide,
@@ -55,15 +55,15 @@ STYLE = {
 
 @contextlib.contextmanager
 def drawing() -> Iterator[None]:
-    """What each figure is drawn within: the same looks on every machine, and no text that is taken
-    for a formula or warned about because the font lacks a letter of it."""
+    """The context for drawing a figure: the same style on every machine, no text parsed as a
+    formula, and no warnings about glyphs that the font lacks."""
     with style.context(["default", STYLE]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
         yield
 
 
 def new_figure(height: float, title: str) -> Figure:
-    """An empty figure of `height` inches, and what the title needs beyond its first line."""
+    """An empty figure of `height` inches, plus the height of a title's further lines."""
     lines = textwrap.wrap(title, width=76)
     height += 0.2 * max(0, len(lines) - 1)
     # The pads are inches, the spaces shares of the panels' size.
@@ -86,12 +86,12 @@ def picture_grid(figure: Figure, images: np.ndarray, columns: int) -> list[Axes]
 
 
 def marker_places(length: int) -> list[int]:
-    """About 12 indices of a curve of `length` points, the last always among them."""
+    """About 12 indices into a curve of `length` points, always with the last one."""
     return sorted(range(length - 1, -1, -max(1, length // 12)))
 
 
 def round_steps(low: float, high: float) -> list[float]:
-    """A few round numbers between `low` and `high`, both above 0, evenly spread by their ratio."""
+    """A few round numbers between `low` and `high`, both above 0, evenly spaced by ratio."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     narrow = tuple(tenths / 10 for tenths in range(10, 100))
     for digits in (narrow, (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
@@ -102,19 +102,19 @@ def round_steps(low: float, high: float) -> list[float]:
 
 
 def label_logarithmic(axis: Axis, values: Sequence[float]) -> None:
-    """Ticks at `values` and nowhere else, as plain numbers with k for thousands."""
+    """Set ticks only at `values`, as plain numbers with k for thousands."""
     axis.set_major_locator(FixedLocator(values))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x >= 2000 else f"{x:g}")
 
 
 def wrap(text: str, width: int) -> str:
-    """Each line of `text` in lines of at most `width` letters."""
+    """Wrap each line of `text` at `width` characters."""
     return "\n".join(textwrap.fill(line, width) for line in text.splitlines())
 
 
 def write_beside(axes: Axes, row: float, text: str) -> None:
-    """Write `text` at the right border of `axes`, at `row` of its vertical axis."""
+    """Write `text` at the right border of `axes`, at the height `row`."""
     place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
     axes.annotate(text, (1, row), (10, 0), va="center", fontsize=9, annotation_clip=False, **place)
 
@@ -134,10 +134,10 @@ def as_images(images: Any) -> np.ndarray:
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write `figure` beside `path` and then move it there, so that no half of a file is left."""
+    """Write `figure` to a temporary file and rename it to `path`, so no partial file is left."""
     path = Path(path)
     if path.exists() and not path.is_file():  # os.replace would remove a device
-        raise OSError(errno.EEXIST, "what is there is not a file", str(path))
+        raise OSError(errno.EEXIST, "it exists and is not a file", str(path))
     png = io.BytesIO()
     figure.savefig(png, format="png")
     partial = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
@@ -147,5 +147,5 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        with contextlib.suppress(OSError):  # there is none where all went well
+        with contextlib.suppress(OSError):  # it is gone if the rename succeeded
             partial.unlink()

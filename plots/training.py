@@ -1,4 +1,4 @@
-"""The figures of a training: its curves, and its images as the network sees them."""
+"""The figures of a training: its curves, and its augmented images."""
 
 import os
 from collections.abc import Sequence
@@ -31,16 +31,16 @@ def validation(
     averaged: bool = False,
     precision: str | None = None,
 ) -> None:
-    """Draw accuracy and loss per epoch, of training and of the evaluated split.
+    """Draw accuracy and loss per epoch, for training and for the evaluated split.
 
-    history: one row an epoch with the keys epoch, train_loss, train_accuracy, eval_loss and
-        eval_accuracy. Accuracies are fractions, losses nats per image; a value of None, as in an
-        epoch that was not evaluated, is left out.
-    eval_split: the name of the evaluated split, for the legend.
-    loss: what the training loss is, of augmented images, where it is not the cross-entropy that
-        the split is evaluated by: "label-smoothed loss" lies above it by construction.
-    averaged: say that the evaluated network has the moving average of the weights.
-    precision: say that the split was evaluated in it.
+    history: one row per epoch with the keys epoch, train_loss, train_accuracy, eval_loss and
+        eval_accuracy. Accuracies are fractions, losses nats per image; None, as in an epoch that
+        was not evaluated, is skipped.
+    eval_split: name of the evaluated split, for the legend.
+    loss: name of the training loss, for the legend, if it is not the cross-entropy that the split
+        is evaluated with; "label-smoothed loss" is higher by construction.
+    averaged: whether the evaluated weights are the moving average, for the legend.
+    precision: that of the evaluation, for the legend.
     """
     if not history:
         raise ValueError("the history has no epochs to draw: pass at least one row")
@@ -78,9 +78,9 @@ def _draw_curves(
     scale: float,
     text: str,
 ) -> None:
-    """A panel: one quantity of the history, a curve a split, the last value beside its end.
+    """Draw a panel: one quantity of the history, one curve per split, with its last value.
 
-    curves: for each split the start of its columns' names, its label and its style.
+    curves: for each split, the prefix of its column names, its label and its style.
     """
     ends = []
     for prefix, label, style in curves:
@@ -89,8 +89,8 @@ def _draw_curves(
             marked = marker_places(epochs.size)
             axes.plot(epochs, values, label=label, markersize=5, markevery=marked, **style)
             ends.append((text.format(values[-1]), (epochs[-1], values[-1]), style["color"]))
-    # The evaluated split's where there is one; of one epoch, where no curve leads to it, training's
-    # too, on the other side.
+    # Label the end of the evaluated split's curve if there is one. After one epoch, label
+    # training's point too, on the other side.
     for (words, point, color), side in zip(reversed(ends), (1, -1), strict=False):
         if side == 1 or len(history) == 1:
             place: dict[str, Any] = {"ha": "left" if side == 1 else "right", "va": "center"}
@@ -112,7 +112,7 @@ def _draw_curves(
 
 
 def _points(history: Sequence[dict[str, Any]], key: str, scale: float) -> tuple[Any, Any]:
-    """The epochs in which `key` has a finite value, and those values times `scale`."""
+    """The epochs in which `key` is finite, and its values there times `scale`."""
     values = np.array([np.nan if row[key] is None else row[key] for row in history], dtype=float)
     epochs = np.array([row["epoch"] for row in history])
     finite = np.isfinite(values)
@@ -127,12 +127,12 @@ def augmentation(
     *,
     title: str,
 ) -> None:
-    """Draw the first MAX_AUGMENTED images as they are, in the top row, and below each of them what
-    became of it, a row an epoch.
+    """Draw the first MAX_AUGMENTED images in the top row, and below them their augmented versions,
+    one row per epoch.
 
     originals: uint8 (N, 3, H, W).
     augmented: for each epoch uint8 (N, 3, H, W), the same images augmented but not normalised.
-    labels: N names, which stand above the originals.
+    labels: N names, drawn above the originals.
     """
     originals = as_images(originals)
     if not len(originals) or not augmented:
@@ -143,7 +143,7 @@ def augmentation(
     names = ["original", *(f"epoch {epoch}" for epoch in range(1, len(rows)))]
     with drawing():
         figure = new_figure(0.75 + 0.82 * len(rows), title)
-        # The wider space parts what the data set holds from what the network sees.
+        # A wider gap separates the originals from the augmented images.
         grid = figure.add_gridspec(len(rows) + 1, 1, height_ratios=[1, 0.06, *[1] * len(augmented)])
         for index, (name, images) in enumerate(zip(names, rows, strict=True)):
             axes = figure.add_subplot(grid[index + (index > 0), 0])
@@ -156,8 +156,8 @@ def augmentation(
 
 
 def _draw_row(axes: Axes, images: np.ndarray) -> list[float]:
-    """Draw (N, 3, H, W) beside each other, in one image: axes for each would take seconds. Returns
-    the middle of each on the horizontal axis."""
+    """Draw images (N, 3, H, W) side by side as one image: separate axes would take seconds. Returns
+    the horizontal centre of each."""
     gap = max(1, images.shape[3] // 16)
     step = images.shape[3] + gap
     apart = np.pad(images, ((0, 0), (0, 0), (0, 0), (0, gap)), constant_values=255)

@@ -29,7 +29,7 @@ def test_a_missing_test_split_is_an_error_with_a_way_out(fake, tmp_path, source)
 def test_a_missing_batch_is_an_error_that_names_it(fake, tmp_path, source):
     folder = fake.write_python(tmp_path, [b for b in BATCHES if b != "data_batch_4"])
     message = error_of(data.find, source, tmp_path, need=("train",))
-    assert f"{folder} has no data_batch_4;" in message
+    assert f"{folder} lacks data_batch_4;" in message
 
 
 @pytest.mark.parametrize("source", ["auto", "cifar10"])

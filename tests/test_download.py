@@ -146,8 +146,8 @@ def test_download_of_a_damaged_archive(archive, mirror, tmp_path):
 @pytest.mark.parametrize(
     "url, reason",
     [
-        ("nonsense", "begins with https://, http://, file://"),
-        ("ftp://127.0.0.1/a.tar.gz", "begins with https://, http://, file://"),
+        ("nonsense", "begin with one of https://, http://, file://"),
+        ("ftp://127.0.0.1/a.tar.gz", "begin with one of https://, http://, file://"),
         ("http://[", "Invalid IPv6"),
         ("http://127.0.0.1:1/a.tar.gz", "refused"),
         ("file:///no/such/file", "No such file"),
@@ -213,7 +213,7 @@ def test_a_servers_answer_is_printed_as_one_clean_line(server, tmp_path, refused
     assert "wr0ng" not in line and len(line) < 1100
     url = f"{server}private/".replace("://", "://me:wr0ng@")
     line = refused("train.py", *flags[:-1], url)
-    assert r"answers 401 \x1b[31mno" in line and line.isprintable() and "wr0ng" not in line
+    assert r"answered 401 \x1b[31mno" in line and line.isprintable() and "wr0ng" not in line
 
 
 def test_what_a_killed_download_left_is_removed(mirror, tmp_path):

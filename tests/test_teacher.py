@@ -140,7 +140,7 @@ def test_what_cannot_teach_is_refused(refused, tmp_path, teachers):
     save(tmp_path / "classes", 0, classes=list("abcdefghij"))
     save(tmp_path / "pixels", 0, normalization={"mean": [0.5] * 3, "std": [0.5] * 3})
     said = {"missing": "no checkpoint at", "text": "is damaged", "classes": "the classes of"}
-    for name, words in {**said, "pixels": "other normalization"}.items():
+    for name, words in {**said, "pixels": "the normalization of"}.items():
         flags = [*FLAGS, "--output", tmp_path / "run", "--teacher", teachers[0], tmp_path / name]
         line = refused("train.py", *flags)
         assert "--teacher" in line and words in line and str(tmp_path / name) in line
