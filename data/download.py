@@ -155,7 +155,9 @@ class _Transfer(threading.Thread):
                 while not self.stopped and (chunk := response.read1(CHUNK)):
                     self.received += len(chunk)
                     if self.received > ARCHIVE_BYTES:
-                        raise DownloadError(f"more bytes than the archive's {ARCHIVE_BYTES:,}")
+                        raise DownloadError(
+                            f"received more than the archive's {ARCHIVE_BYTES:,} bytes"
+                        )
                     file.write(chunk)
         except Exception as error:  # a server can fail in any way
             self.error = error
