@@ -23,6 +23,7 @@ import models
 import utils
 from training import checkpoint as checkpoints
 from training import devices, distributed, report, tensorboard
+from training.checkpoint_content import released
 from training.compilation import compile_network
 from training.epochs import Saver, train
 from training.figures import Watch, draw, draw_augmentation, is_over
@@ -109,7 +110,7 @@ def execute(plan: Plan, given: dict[str, Any], device: torch.device, held: ExitS
         utils.say_goodbye(f"{interrupted}: everything is saved; continue with\n{command}")
         sys.exit(interrupted.status)
     if is_main:
-        checkpoints.save_checkpoint(output / "weights.safetensors", run.weights())
+        checkpoints.save_checkpoint(output / "weights.safetensors", released(run))
         draw(run, evaluation, output)
         if board is not None:
             board.close(sorted(output.glob("*.png")))

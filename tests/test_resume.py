@@ -26,6 +26,7 @@ from benchmarks.common import first
 from stress.life import digest, interrupted_after
 from training import checkpoint as checkpoints
 from training import figures, report, run_folder, settings
+from training.checkpoint_content import released, training_state
 from training.epochs import CHECK_EVERY, Monitor
 from training.run import build_run
 from training.settings import settings_of
@@ -473,7 +474,7 @@ def test_compiled_networks_are_saved_under_their_own_names(interrupted):
     run.model = torch.compile(run.model)  # which compiles nothing before it is called
     run.load(checkpoint)
     names = set(models.build("baseline").state_dict())
-    assert set(run.weights()["state_dict"]) == set(run.state_dict()["model"]) == names
+    assert set(released(run)["state_dict"]) == set(training_state(run)["model"]) == names
 
 
 def test_precision_that_the_device_lacks(command, interrupted, tmp_path):

@@ -1,22 +1,67 @@
-"""What a checkpoint must hold for the code to work with it.
+"""What a checkpoint holds: put together from a run, and checked before the code works with it.
 
-run.py puts it together: Run.weights what is released, Run.state_dict what resuming needs besides.
+How it is written and read: checkpoint.py. How a run goes on from it: Run.load.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from utils import HISTORY_COLUMNS
+import data
+import utils
+from training import devices, distributed
 
-CLASSES = 10  # of CIFAR-10, and of every network here
+if TYPE_CHECKING:
+    from training.run import Run  # which imports this module
+
 MAX_CONFIG_NUMBER = 4096  # a width or depth in a network's config
 
 
+def released(run: "Run") -> dict[str, Any]:
+    """What rebuilds and describes the network, nothing of the training."""
+    settings = run.settings
+    return {
+        "model": settings.model,
+        "config": settings.config,
+        "state_dict": utils.unwrap(run.scored).state_dict(),
+        "normalization": {"mean": list(data.MEAN), "std": list(data.STD)},
+        "classes": list(data.CLASSES),
+        "data": {
+            "source": settings.source,
+            "train_split": settings.train_split,
+            "eval_split": settings.eval_split,
+        },
+        "epoch": run.epoch,
+        "history": run.history,
+    }
+
+
+def training_state(run: "Run") -> dict[str, Any]:
+    """All that an exact resume needs besides what is released, which has the moving average.
+
+    Several processes call it together: the metrics are sums over all of them, and each has a
+    random state of its own.
+    """
+    random, *others = distributed.gather(devices.random_state(run.device))
+    return {
+        "settings": asdict(run.settings),
+        "model": utils.unwrap(run.model).state_dict(),
+        "optimizer": run.optimizer.state_dict()["state"],
+        "step": run.scheduler.last_epoch,
+        "scaler": run.scaler.state_dict(),
+        "averaged": 0 if run.ema is None else run.ema.steps,
+        "batch": run.batch,
+        "seconds": run.seconds,
+        "metrics": run.metrics.state_dict(),
+        "random": {**random, "others": others} if others else random,
+    }
+
+
 def first_fault(content: dict[str, Any]) -> str | None:
-    """The name of the first field that is missing or makes no sense, or None."""
+    """The name of the first released field that is missing or makes no sense, or None."""
     return next((name for name, valid in _FIELDS.items() if not valid(content.get(name))), None)
 
 
@@ -95,8 +140,8 @@ def _is_history(value: Any) -> bool:
 
     return isinstance(value, list) and all(
         isinstance(row, dict)
-        and row.keys() == set(HISTORY_COLUMNS)
-        and all(is_number(row[column], column) for column in HISTORY_COLUMNS)
+        and row.keys() == set(utils.HISTORY_COLUMNS)
+        and all(is_number(row[column], column) for column in utils.HISTORY_COLUMNS)
         and row["epoch"] == epoch
         for epoch, row in enumerate(value, start=1)
     )
@@ -112,7 +157,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     ),
     "normalization": _is_normalization,
     "classes": lambda value: (
-        isinstance(value, list) and len(value) == CLASSES and all(map(_is_text, value))
+        isinstance(value, list) and len(value) == len(data.CLASSES) and all(map(_is_text, value))
     ),
     "data": lambda value: (
         isinstance(value, dict)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 import data
 import utils
 from training import distributed, engine, report, run_folder
+from training.checkpoint_content import released, training_state
 from training.interruption import Interrupted, Interruption
 from training.run import Run
 
@@ -151,9 +152,9 @@ class Saver:
     def save(self) -> None:
         """Save now. Raises utils.RunError if that fails or the weights are no longer finite."""
         check_finite(self.run, 0.0)
-        training = {"training": self.run.state_dict()}
+        training = {"training": training_state(self.run)}
         if distributed.is_main():
-            run_folder.save_latest(self.output, {**self.run.weights(), **training})
+            run_folder.save_latest(self.output, {**released(self.run), **training})
             utils.write_history(self.output / "history.csv", self.run.history)
         self.saved_at = time.monotonic()
 

@@ -12,6 +12,7 @@ import plots
 import utils
 from training import checkpoint as checkpoints
 from training import engine
+from training.checkpoint_content import released
 from training.run import Run, augmentation_of
 from training.settings import Plan, Settings
 from training.tensorboard import Board
@@ -113,7 +114,7 @@ class Watch:
         self.drawing = 0.0  # seconds that the last figure took
 
     def __call__(self) -> None:
-        checkpoints.save_checkpoint(self.output / "weights.safetensors", self.run.weights())
+        checkpoints.save_checkpoint(self.output / "weights.safetensors", released(self.run))
         if self.board is not None:
             self.board.add(self.run.history[-1])
         start = time.perf_counter()

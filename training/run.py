@@ -1,6 +1,9 @@
-"""A training in progress: what it is made of, what changes while it goes on, what is saved."""
+"""A training in progress: what it is made of, what changes while it goes on, how it is resumed.
 
-from dataclasses import asdict, dataclass, field, fields
+What is saved of it: checkpoint_content.py.
+"""
+
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import data
 import models
 import utils
 from training import devices, distributed, engine
-from training.checkpoint_content import check_like
+from training.checkpoint_content import check_like, training_state
 from training.ema import WeightAverage
 from training.loss import Loss
 from training.optimizer import build_ema, build_optimizer
@@ -77,44 +80,6 @@ class Run:
         """
         return utils.is_finite(self.model)
 
-    def weights(self) -> dict[str, Any]:
-        """The released form: what rebuilds and describes the network, nothing of the training."""
-        settings = self.settings
-        return {
-            "model": settings.model,
-            "config": settings.config,
-            "state_dict": utils.unwrap(self.scored).state_dict(),
-            "normalization": {"mean": list(data.MEAN), "std": list(data.STD)},
-            "classes": list(data.CLASSES),
-            "data": {
-                "source": settings.source,
-                "train_split": settings.train_split,
-                "eval_split": settings.eval_split,
-            },
-            "epoch": self.epoch,
-            "history": self.history,
-        }
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that an exact resume needs besides `weights`, which hold the moving average.
-
-        Several processes call it together: the metrics are sums over all of them, and each has a
-        random state of its own.
-        """
-        random, *others = distributed.gather(devices.random_state(self.device))
-        return {
-            "settings": asdict(self.settings),
-            "model": utils.unwrap(self.model).state_dict(),
-            "optimizer": self.optimizer.state_dict()["state"],
-            "step": self.scheduler.last_epoch,
-            "scaler": self.scaler.state_dict(),
-            "averaged": 0 if self.ema is None else self.ema.steps,
-            "batch": self.batch,
-            "seconds": self.seconds,
-            "metrics": self.metrics.state_dict(),
-            "random": {**random, "others": others} if others else random,
-        }
-
     def load(self, checkpoint: dict[str, Any]) -> None:
         """Go on where `checkpoint`, of the same settings, was saved.
 
@@ -166,7 +131,7 @@ class Run:
         for parameter in self.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         self.optimizer.step()
-        own = self.state_dict()
+        own = training_state(self)
         own["settings"] = state["settings"]  # already checked, and the source of all else
         like = {"cpu": torch.get_rng_state()}
         own["random"] = {**like, "cuda": state["random"]["cuda"]}  # other devices, other processes
