@@ -482,7 +482,9 @@ def launched(monkeypatch):
     store = new_store()
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(store.port))
-    return store
+    handler = signal.getsignal(signal.SIGTERM)
+    yield store
+    signal.signal(signal.SIGTERM, handler)
 
 
 def test_a_failure_is_said_once(launched, refused, capfd):
@@ -494,6 +496,16 @@ def test_a_failure_is_said_once(launched, refused, capfd):
     with pytest.raises(SystemExit):
         train.main(["--epochs", "many"])
     assert capfd.readouterr() == ("", "")
+
+
+def test_torchrun_ends_no_process_before_it_says_why(launched, refused, monkeypatch):
+    def asks_too_late():
+        os.kill(os.getpid(), signal.SIGTERM)
+        return True
+
+    signal.signal(signal.SIGTERM, lambda *arguments: pytest.fail("ended"))
+    monkeypatch.setattr(distributed, "_is_first_to_fail", asks_too_late)
+    assert "abacus" in refused("train.py", "--device", "abacus")
 
 
 def test_a_device_that_is_no_processs_own(launched, monkeypatch):

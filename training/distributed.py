@@ -9,6 +9,7 @@ that variable is set.
 """
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -103,6 +104,8 @@ def one_voice() -> Iterator[None]:
             with redirect_stdout(sys.stdout if is_main() else nowhere):
                 yield
         except Exception:
+            # Where one process ended, torchrun ends the others by this: not before they say why.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             if not _is_first_to_fail():
                 sys.exit(2)
             raise
