@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import BATCHES, FAKE_BATCH, Fake, md5
+from fakes import BATCHES, FAKE_BATCH, Fake, load_few, md5, released
 from torchvision.datasets import CIFAR10
 
 import data
@@ -80,18 +80,15 @@ def network():
 def weights(network, tmp_path_factory):
     """A file with the weights of `network`, as they are released."""
     path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
-    content = {
-        "model": models.names()[0],
-        "config": models.config_dict(models.names()[0]),
-        "state_dict": network.state_dict(),
-        "normalization": {"mean": list(data.MEAN), "std": list(data.STD)},
-        "classes": list(data.CLASSES),
-        "data": {"source": "sample", "train_split": "train", "eval_split": "val"},
-        "epoch": 0,
-        "history": [],
-    }
+    content = released(models.names()[0], network.state_dict())
     checkpoints.save_checkpoint(path, content)
     return path
+
+
+@pytest.fixture
+def few_images(monkeypatch):
+    """Trainings in this process have 40 images."""
+    monkeypatch.setattr(data, "load", load_few)
 
 
 # ----------------------------------------------------------------------------------------- CIFAR-10
@@ -138,13 +135,6 @@ def real(real_directory):
 @pytest.fixture
 def content():
     """A small checkpoint in the released form."""
-    return {
-        "model": "baseline",
-        "config": {},
-        "state_dict": {"weight": torch.arange(6.0).view(2, 3), "count": torch.tensor(3)},
-        "normalization": {"mean": list(data.MEAN), "std": list(data.STD)},
-        "classes": list(data.CLASSES),
-        "data": {"source": "sample", "train_split": "train", "eval_split": "val"},
-        "epoch": 1,
-        "history": [dict.fromkeys(utils.HISTORY_COLUMNS, 0.5) | {"epoch": 1, "eval_loss": None}],
-    }
+    row = dict.fromkeys(utils.HISTORY_COLUMNS, 0.5) | {"epoch": 1, "eval_loss": None}
+    tensors = {"weight": torch.arange(6.0).view(2, 3), "count": torch.tensor(3)}
+    return released("baseline", tensors, config={}, epoch=1, history=[row])

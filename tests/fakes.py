@@ -1,23 +1,52 @@
-"""What stands in for CIFAR-10 in the tests of `data/`, and what they compare with.
+"""What stands in for CIFAR-10 and for trained networks, and what the tests of `data/` compare with.
 
-The fakes have 20 images a batch.
+The fakes of CIFAR-10 have 20 images a batch.
 """
 
+import functools
 import hashlib
 import io
 import pickle
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import data
+import models
 from data import DataError
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCHES = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
 FAKE_BATCH = 20  # images
+
+
+load = data.load
+
+
+@functools.cache
+def load_few(*arguments):
+    """The first 40 images of a split."""
+    split = load(*arguments)
+    return replace(split, images=split.images[:40], labels=split.labels[:40])
+
+
+def released(model, state_dict, **changes):
+    """The content of a released checkpoint: of a network of this name, trained on the sample."""
+    return {
+        "model": model,
+        "config": models.config_dict(model),
+        "state_dict": state_dict,
+        "normalization": {"mean": list(data.MEAN), "std": list(data.STD)},
+        "classes": list(data.CLASSES),
+        "data": {"source": "sample", "train_split": "train", "eval_split": "val"},
+        "epoch": 0,
+        "history": [],
+        **changes,
+    }
 
 
 class Python2Pickler(pickle._Pickler):

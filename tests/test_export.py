@@ -81,6 +81,7 @@ def test_input_output_and_metadata_say_what_they_are(exported):
         assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 18)]
 
 
+@pytest.mark.slow
 def test_logits_are_those_of_pytorch_for_every_batch_size(exported, answer):
     images = data.load("sample", ROOT, "val").images
     for count in (1, 2, 7):
@@ -88,6 +89,7 @@ def test_logits_are_those_of_pytorch_for_every_batch_size(exported, answer):
         np.testing.assert_allclose(logits, answer(images[:count]), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", [0, 1])
 def test_maps_add_up_to_the_logits(exported, network, file):
     """The mean of a map plus the bias of its class; int8 rounds both."""
@@ -101,6 +103,7 @@ def test_maps_add_up_to_the_logits(exported, network, file):
     assert difference < (1e-4 if file == 0 else 0.05 * np.ptp(logits))
 
 
+@pytest.mark.slow
 def test_the_file_holds_whole_kernels_and_no_norm(exported):
     graph = exported.models[0].graph
     weights = {tensor.name for tensor in graph.initializer}
@@ -131,6 +134,7 @@ def test_int8_stays_near(exported, answer):
     assert int8 < 0.6 * fp32
 
 
+@pytest.mark.slow
 def test_every_convolution_of_int8_takes_int8_weights(exported):
     from onnx import TensorProto
 
@@ -145,6 +149,7 @@ def test_every_convolution_of_int8_takes_int8_weights(exported):
         assert types[dequantized.input[0]] == TensorProto.INT8
 
 
+@pytest.mark.slow
 def test_dilated_convolutions_take_no_detour(exported, network):
     expected = sorted(
         module.dilation
@@ -162,12 +167,14 @@ def test_dilated_convolutions_take_no_detour(exported, network):
         assert sorted(d for d in dilations if d > (1, 1)) == expected
 
 
+@pytest.mark.slow
 def test_the_files_name_no_path_of_this_machine(exported):
     for path in exported.paths:
         content = path.read_bytes()
         assert str(ROOT).encode() not in content and b".py" not in content
 
 
+@pytest.mark.slow
 def test_the_table_compares_size_accuracy_and_latency(exported):
     number = r"([\d.e+-]+)"
     row = rf"(.+?) +{number} KB +{number} % \((\d+)/500\) +{number} +(\d+)/500 +{number} ms"

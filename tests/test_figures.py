@@ -19,7 +19,7 @@ FLAGS = {
     "data": "sample",
     "model": "baseline",
     "epochs": 3,
-    "batch_size": 1000,
+    "batch_size": 20,
     "eval_split": "val",
     "precision": "fp32",
     "ema_decay": 0.5,
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def training(tmp_path):
+def training(tmp_path, few_images):
     """A run of three epochs of two steps, its loaders and its folder."""
     settings = make_plan({**FLAGS, "output": tmp_path}, CPU, ExitStack()).settings
     loaders = build_loaders(settings, tmp_path, CPU)
@@ -46,7 +46,6 @@ class Clock:
         return self.now
 
 
-@pytest.mark.slow
 def test_weights_and_curves_are_there_after_each_epoch(training, monkeypatch):
     run, loaders, folder = training
     drawn, seen = [], []
@@ -123,7 +122,6 @@ def events_of(folder):
     return events.Reload()
 
 
-@pytest.mark.slow
 def test_tensorboard_gets_recipe_rows_and_figures(training):
     pytest.importorskip("tensorboard")
     run, loaders, folder = training
@@ -151,7 +149,7 @@ def test_tensorboard_gets_recipe_rows_and_figures(training):
     assert events.Tags()["images"] == ["validation"]
     assert events.Images("validation")[0].width == 1260
     (text,) = events.Tensors("recipe/text_summary")
-    assert b"| batch_size | 1000 |" in text.tensor_proto.string_val[0]
+    assert b"| batch_size | 20 |" in text.tensor_proto.string_val[0]
 
 
 def test_tensorboard_has_a_resumed_run_once(training):

@@ -19,12 +19,12 @@ from training.run import build_loaders, build_run
 from training.settings import Settings
 
 CPU = torch.device("cpu")
-FLAGS = "--model baseline --batch-size 500 --device cpu --precision fp32".split()
+FLAGS = "--model baseline --batch-size 10 --device cpu --precision fp32".split()
 
 
 @pytest.fixture
-def trained(monkeypatch, capsys):
-    """Train on the sample, without figures; returns what was printed."""
+def trained(monkeypatch, capsys, few_images):
+    """Train on few images, without figures; returns what was printed."""
     for name in ("draw", "draw_augmentation"):
         monkeypatch.setattr(train, name, lambda *arguments: None)
     monkeypatch.setattr(sys, "argv", ["train.py"])
@@ -68,11 +68,10 @@ def test_a_recipe_by_its_name_and_what_is_changed():
     assert report.recipe_name("under100k", changed) == "short with epochs 2, cutout 4"
 
 
-@pytest.mark.slow
 def test_the_sample_in_place_of_cifar10_is_called_so(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(data, "find", lambda *arguments, **options: "sample")
     out = trained(tmp_path / "a", "--epochs", "1")
-    assert "Data     CIFAR-10 was not found, so the built-in sample: 2,000 images" in out
+    assert "Data     CIFAR-10 was not found, so the built-in sample: 40 images" in out
 
 
 def test_summary_has_columns_whatever_the_names_and_draws_nothing():
@@ -188,7 +187,6 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.slow
 def test_a_terminal_shows_the_epoch_its_scores_and_the_time_left(trained, tmp_path, monkeypatch):
     """And the forecast, where the first epoch takes longer than it is waited for."""
     terminal = Terminal()

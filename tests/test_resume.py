@@ -4,7 +4,6 @@ Most runs are of train.py's `main` in this process, on a few images and without 
 """
 
 import csv
-import functools
 import os
 import pty
 import resource
@@ -17,12 +16,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from fakes import load_few
 
 import data
 import models
 import train
 import utils
-from benchmarks.common import first
 from stress.life import digest, interrupted_after
 from training import checkpoint as checkpoints
 from training import figures, report, run_folder, settings
@@ -32,22 +31,13 @@ from training.run import build_run
 from training.settings import settings_of
 
 ROOT = Path(train.__file__).resolve().parent
-IMAGES, STEPS = 40, 3  # a training epoch: batches of 16, 16 and 8
+IMAGES, STEPS = 40, 3  # of `few_images`, an epoch: batches of 16, 16 and 8
 EPOCHS = 2
 
 
-load = data.load
-
-
-@functools.cache
-def few_images(*arguments):
-    return first(load(*arguments), IMAGES)
-
-
 @pytest.fixture
-def command(monkeypatch, capfd):
+def command(monkeypatch, capfd, few_images):
     """Run train.py on a few images, without figures; returns (status, stdout, stderr)."""
-    monkeypatch.setattr(data, "load", few_images)
     monkeypatch.setattr(train, "draw", lambda *arguments: None)
     monkeypatch.setattr(train, "draw_augmentation", lambda *arguments: None)
     monkeypatch.setattr(report, "summary", lambda *arguments: "")
@@ -204,7 +194,10 @@ def test_a_terminal_that_closes_saves_the_run(tmp_path):
     command = [sys.executable, str(ROOT / "train.py"), *FP32, "--checkpoint-minutes", "0"]
     pid, terminal = pty.fork()
     if pid == 0:
-        os.execv(sys.executable, [*command, "--epochs", "1000", "--output", str(run)])
+        os.execv(
+            sys.executable,
+            [*command, "--epochs", "1000", "--batch-size", "200", "--output", str(run)],
+        )
     shown = b""
     while b"Epoch 1/1000" not in shown:
         shown += os.read(terminal, 4096)
@@ -389,7 +382,7 @@ def interrupted(tmp_path_factory):
     """The checkpoint of a run that was interrupted after two steps."""
     folder = tmp_path_factory.mktemp("interrupted")
     with pytest.MonkeyPatch.context() as patch, interrupted_after(2):
-        patch.setattr(data, "load", few_images)
+        patch.setattr(data, "load", load_few)
         patch.setattr(train, "draw_augmentation", lambda *arguments: None)
         patch.setattr(sys, "argv", ["train.py"])
         with pytest.raises(SystemExit):

@@ -8,10 +8,9 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
+from fakes import released
 
-import data
 import models
-from benchmarks.common import first
 from stress.life import digest, interrupted_after
 from training import checkpoint as checkpoints
 from training import figures, report, run_folder
@@ -32,17 +31,7 @@ def save(path, seed, **changes):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = models.build("baseline").eval()
-    content = {
-        "model": "baseline",
-        "config": {},
-        "state_dict": network.state_dict(),
-        "normalization": {"mean": list(data.MEAN), "std": list(data.STD)},
-        "classes": list(data.CLASSES),
-        "data": {"source": "sample", "train_split": "train", "eval_split": "val"},
-        "epoch": 0,
-        "history": [],
-        **changes,
-    }
+    content = released("baseline", network.state_dict(), **changes)
     checkpoints.save_checkpoint(path, content)
     return network
 
@@ -57,10 +46,8 @@ def teachers(tmp_path):
 
 
 @pytest.fixture
-def train(monkeypatch, program):
-    """train.py on 40 images of the sample, without figures."""
-    load = data.load
-    monkeypatch.setattr(data, "load", lambda *arguments: first(load(*arguments), 40))
+def train(monkeypatch, program, few_images):
+    """train.py on few images, without figures."""
     for name in ("draw", "draw_augmentation", "draw_curves"):
         monkeypatch.setattr(figures, name, lambda *arguments: None)
     monkeypatch.setattr(report, "summary", lambda *arguments: "")

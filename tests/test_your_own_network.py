@@ -30,17 +30,22 @@ def insert(content: str, block: str) -> str:
     return "\n".join([*lines[:place], *(line[1:] for line in added), *lines[place:], ""])
 
 
-def follow(section: str, repository: Path) -> None:
-    """Do what a section says: each code block is for the file that was named last before it."""
+def follow(section: str, repository: Path) -> str:
+    """Do what a section says: each code block is for the file that was named last before it.
+
+    Returns what its commands printed.
+    """
+    said = ""
     for found in BLOCK.finditer(section):
         kind, block = found.groups()
         if kind == "bash":
             for command in block.splitlines():
-                run(command, repository)
+                said += run(command, repository)
             continue
         path = repository / FILE.findall(section[: found.start()])[-1]
         content = block if kind == "python" else insert(path.read_text(encoding="utf-8"), block)
         path.write_text(content, encoding="utf-8")
+    return said
 
 
 def run(command: str, repository: Path) -> str:
@@ -66,10 +71,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_page_adds_a_network(repository: Path) -> None:
     steps = [text for heading, text in sections().items() if heading[0].isdigit()]
     assert len(steps) == 5
-    for text in steps:
-        follow(text, repository)
-    summary = run("python train.py --model tiny --summary", repository)
-    assert "Parameters: 24,346\n" in summary and "24,346" in PAGE.read_text(encoding="utf-8")
+    said = "".join(follow(text, repository) for text in steps)
+    assert "Parameters: 24,346\n" in said and "24,346" in PAGE.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
