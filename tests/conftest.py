@@ -7,6 +7,9 @@ import socket
 import sys
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # there is a worker for each core; before torch is imported
+
 import pytest
 import torch
 from fakes import BATCHES, FAKE_BATCH, Fake, load_few, md5, released
@@ -19,6 +22,13 @@ from data import batch_files, cifar10
 from training import checkpoint as checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_xdist_auto_num_workers(config):
+    """Processes for a whole folder. Each imports torch, for which single files need not wait."""
+    few = config.option.keyword or not any(Path(argument).is_dir() for argument in config.args)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return 0 if few or cores == 1 else min(cores, 4)
 
 
 @pytest.fixture(autouse=True)
