@@ -155,7 +155,7 @@ def draw_explanations(
         captions,
         maps.cpu(),
         {
-            f"channel attention\n{explain.in_words(model, name)}": gate.cpu()
+            f"channel attention\n{explain.describe_location(model, name)}": gate.cpu()
             for name, gate in gates.items()
         },
         output / "explanations.png",

@@ -155,8 +155,8 @@ def plan_and_train(given: dict[str, Any], device: torch.device) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    with distributed.one_voice():
-        with distributed.alike():
+    with distributed.report_once():
+        with distributed.only_main_reports():
             given = parse_arguments(argv)
         if given.get("summary"):
             print(report.summary(given.get("model", models.names()[0]), {}))

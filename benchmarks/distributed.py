@@ -58,7 +58,7 @@ def rate(split: data.Split, device: torch.device, steps: int, *, communicate: bo
 
 def work(args: argparse.Namespace) -> None:
     """In each process: measure, and have the main one print the rate."""
-    with distributed.one_voice():
+    with distributed.report_once():
         device = distributed.pick_device(args.device)
         with distributed.process_group(device):
             split = common.training_images(args.data_dir, "train+val", quick=args.quick)

@@ -112,17 +112,17 @@ class PatchConv2d(PointwiseConv2d):
     """3x3 convolution that keeps height and width, as a pointwise one on patches: its weight is a
     matrix (C', 9 C / groups), or with `mirror` its first half, (C' / 2, 9 C / groups)."""
 
-    side, step, border = 3, 1, 1  # in pixels: kernel size, stride and padding
+    patch, patch_stride, patch_padding = 3, 1, 1  # in pixels; `patch` is the kernel size
 
     def __init__(
         self, channels: int, out_channels: int, *, groups: int = 1, mirror: bool = False
     ) -> None:
-        super().__init__(self.side**2 * channels, out_channels, groups=groups)
+        super().__init__(self.patch**2 * channels, out_channels, groups=groups)
         if mirror:
             self.tie("weight", self.weight[: out_channels // 2], self._mirror)
 
     def _square(self, matrix: Tensor) -> Tensor:
-        return matrix.unflatten(-1, (-1, self.side, self.side))
+        return matrix.unflatten(-1, (-1, self.patch, self.patch))
 
     def _mirror(self, half: Tensor) -> Tensor:
         tie = swapped if self.groups == 1 else flipped
@@ -130,7 +130,9 @@ class PatchConv2d(PointwiseConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = self._square(self.tied("weight"))
-        return F.conv2d(x, kernel, stride=self.step, padding=self.border, groups=self.groups)
+        return F.conv2d(
+            x, kernel, stride=self.patch_stride, padding=self.patch_padding, groups=self.groups
+        )
 
 
 class UnshuffleConv2d(PatchConv2d):
@@ -140,7 +142,7 @@ class UnshuffleConv2d(PatchConv2d):
     It takes half the time on a CPU, and CUDA has no channels_last kernel for nn.PixelUnshuffle.
     """
 
-    side, step, border = 2, 2, 0
+    patch, patch_stride, patch_padding = 2, 2, 0
 
 
 class TransposedConv2d(TiedModule, nn.ConvTranspose2d):

@@ -98,7 +98,7 @@ def attention_gates(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     return gates
 
 
-def in_words(model: nn.Module, name: str) -> str:
+def describe_location(model: nn.Module, name: str) -> str:
     """The location of the module `name` in words: "wide.1.attention" is in the "last block of stage
     wide", if that has two blocks; a module outside all sequences keeps its own name."""
     *path, last = name.split(".")

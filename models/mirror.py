@@ -55,7 +55,7 @@ def even_and_odd(halves: Tensor) -> Tensor:
     return blocks(torch.stack([even + odd, even - odd], 1))
 
 
-def in_order(tensor: Tensor) -> Tensor:
+def as_nhwc(tensor: Tensor) -> Tensor:
     """A kernel (C', C, H, W), which lies in channels_last, as (C', H, W, C), without a copy."""
     return tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor
 
@@ -116,7 +116,7 @@ class TiedTensors(nn.Module):
         wholes = []
         start = 0
         for module, name in self.members:
-            learned, tie = in_order(getattr(module, name)), module.ties[name]
+            learned, tie = as_nhwc(getattr(module, name)), module.ties[name]
             numbers = torch.arange(start, start + learned.numel(), device="cpu").view(learned.shape)
             start += learned.numel()
             numbers = numbers.permute(0, 3, 1, 2) if numbers.ndim == 4 else numbers
@@ -126,7 +126,7 @@ class TiedTensors(nn.Module):
                 signs = blocks(torch.stack([half, -half])[None])[0]
                 wholes.append((*pairs, signs.abs(), signs))
             else:
-                whole = in_order(tie(numbers[None])[0])
+                whole = as_nhwc(tie(numbers[None])[0])
                 ones = torch.ones_like(whole, dtype=torch.float32)
                 wholes.append((whole, whole, ones, 0 * ones))
         self.shapes = [first.shape for first, *_ in wholes]
@@ -144,7 +144,7 @@ class TiedTensors(nn.Module):
     def _wholes(self) -> list[Tensor]:
         """The complete tensor of each member."""
         assert self.places is not None and self.weights is not None
-        row = torch.cat([in_order(getattr(m, name)).flatten() for m, name in self.members])
+        row = torch.cat([as_nhwc(getattr(m, name)).flatten() for m, name in self.members])
         row = (row.index_select(0, self.places).view_as(self.weights) * self.weights).sum(0)
         kernels, scales = row.split([sum(self.kernels), sum(self.scales)])
         if torch.is_autocast_enabled(row.device.type):
@@ -154,7 +154,7 @@ class TiedTensors(nn.Module):
         return [whole.permute(0, 3, 1, 2) if whole.ndim == 4 else whole for whole in wholes]
 
     @contextmanager
-    def put_together(self) -> Iterator[None]:
+    def assembled(self) -> Iterator[None]:
         """A context for a forward pass: every member's `tied` is ready, and in training all
         BatchNorms have counted the batch, in one operation."""
         if not self.members:
@@ -202,7 +202,7 @@ class MirrorBatchNorm2d(TiedModule, nn.BatchNorm2d):
             x, mean, variance, weight, bias, self.training, self.momentum, self.eps
         )
 
-    def whole_norm(self) -> nn.BatchNorm2d:
+    def plain_norm(self) -> nn.BatchNorm2d:
         """The ordinary BatchNorm that computes the same in evaluation."""
         norm = nn.BatchNorm2d(self.num_features, self.eps, self.momentum).to(self.weight)
         norm.weight.copy_(self.tied("weight"))
@@ -220,7 +220,7 @@ def untied(network: nn.Module) -> nn.Module:
     for module in network.modules():
         for name, child in module.named_children():
             if isinstance(child, MirrorBatchNorm2d):
-                setattr(module, name, child.whole_norm().eval())
+                setattr(module, name, child.plain_norm().eval())
         if isinstance(module, TiedModule):
             for name in module.ties:
                 setattr(module, name, nn.Parameter(module.tied(name).clone()))

@@ -72,7 +72,7 @@ class Teacher(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, 3, 32, 32) -> (N, 256, 8, 8)."""
-        with self.tied_tensors.put_together():
+        with self.tied_tensors.assembled():
             return self.coarse(self.middle(self.stem(x)))
 
     def forward_head(self, features: Tensor) -> Tensor:

@@ -134,7 +134,7 @@ class Under100k(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, 3, 32, 32) -> (N, 96, 16, 16)."""
-        with self.tied_tensors.put_together():
+        with self.tied_tensors.assembled():
             x = self.near(self.down(self.fine(self.stem(x))))
             return self.widest(self.wide(self.hourglass(x)))
 

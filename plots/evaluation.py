@@ -12,13 +12,13 @@ from matplotlib.colors import PowerNorm
 from plots.style import (
     BLUE,
     GREY,
+    annotate_right,
     as_counts,
     as_images,
     drawing,
     new_figure,
     picture_grid,
     save,
-    write_beside,
 )
 
 MAX_MISTAKES = 25
@@ -86,7 +86,7 @@ def _draw_share(axes: Axes, row: int, correct: int, total: int, color: str) -> N
         axes.plot([low, high], [row, row], color=color, linewidth=2, solid_capstyle="butt")
         axes.plot(percentage, row, "o", color=color, markersize=7, clip_on=False)
         text = f"{percentage:.1f} %  ({correct}/{total})"
-    write_beside(axes, row, text)
+    annotate_right(axes, row, text)
 
 
 def confusion_matrix(

@@ -15,14 +15,14 @@ from plots.style import (
     CURVES,
     GREY,
     SERIES,
+    annotate_right,
     drawing,
     label_logarithmic,
-    marker_places,
+    log_ticks,
+    marker_indices,
     new_figure,
-    round_steps,
     save,
     wrap,
-    write_beside,
 )
 
 # For each quantity, the power of it that the time of an epoch ideally follows, and the index of the
@@ -160,7 +160,7 @@ def ablation(
         axes.set_xlabel("accuracy (%)")
         for row, mean in enumerate(means):
             text = f"{mean:.2f} %" + (f"  ({mean - means[0]:+.2f})" if row else "  (mean)")
-            write_beside(axes, row, text.replace("-", "\u2212"))
+            annotate_right(axes, row, text.replace("-", "\u2212"))
         panels[0].set_yticks(range(len(means)), [wrap(name, 38) for name in accuracies])
         panels[0].set_ylim(len(means) - 0.5, -0.5)
         handles = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
@@ -216,7 +216,7 @@ def scaling(
             axes.grid(True)
             axes.set_xlabel(quantity)
             legend.update(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
-        label_logarithmic(panels[0].yaxis, round_steps(*panels[0].get_ylim()))
+        label_logarithmic(panels[0].yaxis, log_ticks(*panels[0].get_ylim()))
         panels[0].set_ylabel("seconds an epoch")
         figure.legend(
             list(legend.values()), list(legend), loc="outside lower center", ncols=2, frameon=False
@@ -244,7 +244,7 @@ def time_to_accuracy(
         axes = figure.subplots()
         for (name, (minutes, accuracies)), style in zip(curves.items(), CURVES, strict=False):
             percentages = 100 * np.asarray(accuracies, dtype=float)
-            marked = marker_places(len(percentages))
+            marked = marker_indices(len(percentages))
             axes.plot(minutes, percentages, label=name, markersize=5, markevery=marked, **style)
         axes.axhline(100 * target, color=GREY, linewidth=1, label=f"{100 * target:.2f} %")
         axes.set_xscale("log")
@@ -255,7 +255,7 @@ def time_to_accuracy(
 
 def _label_accuracy_over(axes: Axes, quantity: str) -> None:
     """Label the axes: accuracy in per cent over `quantity`, whose limits are already set."""
-    label_logarithmic(axes.xaxis, round_steps(*axes.get_xlim()))
+    label_logarithmic(axes.xaxis, log_ticks(*axes.get_xlim()))
     axes.grid(True)
     axes.set_xlabel(quantity)
     axes.set_ylabel("accuracy (%)")

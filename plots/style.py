@@ -85,12 +85,12 @@ def picture_grid(figure: Figure, images: np.ndarray, columns: int) -> list[Axes]
     return drawn
 
 
-def marker_places(length: int) -> list[int]:
+def marker_indices(length: int) -> list[int]:
     """About 12 indices into a curve of `length` points, always with the last one."""
     return sorted(range(length - 1, -1, -max(1, length // 12)))
 
 
-def round_steps(low: float, high: float) -> list[float]:
+def log_ticks(low: float, high: float) -> list[float]:
     """A few round numbers between `low` and `high`, both above 0, evenly spaced by ratio."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     narrow = tuple(tenths / 10 for tenths in range(10, 100))
@@ -113,7 +113,7 @@ def wrap(text: str, width: int) -> str:
     return "\n".join(textwrap.fill(line, width) for line in text.splitlines())
 
 
-def write_beside(axes: Axes, row: float, text: str) -> None:
+def annotate_right(axes: Axes, row: float, text: str) -> None:
     """Write `text` at the right border of `axes`, at the height `row`."""
     place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
     axes.annotate(text, (1, row), (10, 0), va="center", fontsize=9, annotation_clip=False, **place)

@@ -13,7 +13,7 @@ from plots.style import (
     ORANGE,
     as_images,
     drawing,
-    marker_places,
+    marker_indices,
     new_figure,
     save,
 )
@@ -86,7 +86,7 @@ def _draw_curves(
     for prefix, label, style in curves:
         epochs, values = _points(history, f"{prefix}_{quantity}", scale)
         if epochs.size:
-            marked = marker_places(epochs.size)
+            marked = marker_indices(epochs.size)
             axes.plot(epochs, values, label=label, markersize=5, markevery=marked, **style)
             ends.append((text.format(values[-1]), (epochs[-1], values[-1]), style["color"]))
     # Label the end of the evaluated split's curve if there is one. After one epoch, label

@@ -108,7 +108,7 @@ def test_modules_are_named_in_words():
         ("widest.0.convolution.pwconv", "block of stage widest"),
         ("fc", "fc"),
     ):
-        assert explain.in_words(model, name) == words
+        assert explain.describe_location(model, name) == words
 
 
 @pytest.mark.parametrize("config", [{}, {"mirror": False}])

@@ -134,7 +134,7 @@ def test_put_together_is_as_many_operations_whatever_the_number_of_layers():
         network.to(memory_format=torch.channels_last)
         activities = [torch.profiler.ProfilerActivity.CPU]
         with torch.profiler.profile(activities=activities) as profiler:
-            with network.tied_tensors.put_together():
+            with network.tied_tensors.assembled():
                 pass
         launched = {"cat", "index_select", "mul", "sum", "_foreach_add_", "flip", "stack", "clone"}
         counts = {
@@ -148,14 +148,14 @@ def test_put_together_is_as_many_operations_whatever_the_number_of_layers():
 def test_tensors_put_together_are_kernels_in_channels_last_and_the_precision_of_autocast():
     network = models.build("under100k").train()
     counted = network.stem[1].num_batches_tracked
-    with torch.autocast("cpu", torch.bfloat16), network.tied_tensors.put_together():
+    with torch.autocast("cpu", torch.bfloat16), network.tied_tensors.assembled():
         assert network.stem[0].tied("weight").is_contiguous(memory_format=torch.channels_last)
         convolution = network.fine[0].convolution
         for layer, name in ((convolution.dwconv, "weight"), (convolution.pwconv, "bias")):
             assert layer.tied(name).dtype == torch.bfloat16
         assert convolution.norm.tied("weight").dtype == torch.float32
     assert counted == 1
-    with network.eval().tied_tensors.put_together():
+    with network.eval().tied_tensors.assembled():
         pass
     assert counted == 1 and network.near[0].norm.num_batches_tracked == 1
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from training import muon as muons
-from training.muon import Muon, lay_out, orthogonalized
+from training.muon import Muon, make_layout, orthogonalized
 
 SHAPES = [(16, 16), (8, 24), (24, 8), (16, 16), (24, 8), (5, 7)]
 
@@ -84,7 +84,7 @@ def test_zeros_that_fill_a_batch_change_nothing(monkeypatch):
     monkeypatch.setattr(muons, "DTYPE", torch.float64)
     shapes = [torch.Size(shape) for shape in (*SHAPES, (2, 6, 10), (2, 10, 6))]
     updates = [m.detach() for m in matrices(shapes)]
-    apart, together = (lay_out(shapes, torch.device("cpu"), together=t) for t in (False, True))
+    apart, together = (make_layout(shapes, torch.device("cpu"), together=t) for t in (False, True))
     assert together.shapes == [(10, 16, 24)] and len(apart.shapes) == 4
     for one, other in zip(*(orthogonalized(updates, o) for o in (apart, together)), strict=True):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)

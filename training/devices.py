@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import models
 import utils
 from training.engine import autocast
-from training.muon import descend, lay_out, orthogonalized
+from training.muon import make_layout, orthogonalized, sgd_update
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # The default network with all of its operations, as small as it can be.
@@ -116,9 +116,9 @@ def take_tiny_step(device: torch.device, precision: torch.dtype) -> float:
     with torch.no_grad():
         parameters: list[torch.Tensor] = list(model.parameters())
         gradients = [p.grad for p in parameters if p.grad is not None]
-        descend(parameters, gradients, 0.1, 0.0, None, None)
+        sgd_update(parameters, gradients, 0.1, 0.0, None, None)
         matrices = [gradient for gradient in gradients if gradient.ndim == 2]
-        orthogonalized(matrices, lay_out([m.shape for m in matrices], device, together=True))
+        orthogonalized(matrices, make_layout([m.shape for m in matrices], device, together=True))
     return loss.item()
 
 

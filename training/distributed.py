@@ -90,7 +90,7 @@ def pick_device(name: str) -> torch.device:
 
 
 @contextmanager
-def one_voice() -> Iterator[None]:
+def report_once() -> Iterator[None]:
     """Let only the main process print, and only the first process that fails report why.
 
     The others exit with status 2 and print nothing: they failed alike, or because of the first.
@@ -112,7 +112,7 @@ def one_voice() -> Iterator[None]:
 
 
 @contextmanager
-def alike() -> Iterator[None]:
+def only_main_reports() -> Iterator[None]:
     """Around code that fails in all processes alike: only the main one prints the message."""
     with open(os.devnull, "w") as nowhere, redirect_stderr(sys.stderr if is_main() else nowhere):
         yield

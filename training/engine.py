@@ -157,7 +157,7 @@ def train_epoch(
     return metrics.compute()
 
 
-def averaged(logits: Tensor) -> Tensor:
+def average_predictions(logits: Tensor) -> Tensor:
     """Logits (M, N, K) of M predictions for the same images -> (N, K): the logarithm of the mean of
     their probabilities, in float32."""
     return logits.float().log_softmax(2).logsumexp(0) - math.log(len(logits))
@@ -179,7 +179,7 @@ def evaluate(
         with autocast(images.device, precision):
             outputs = model(images).float()
             if mirror:
-                outputs = averaged(torch.stack([outputs, model(images.flip(3)).float()]))
+                outputs = average_predictions(torch.stack([outputs, model(images.flip(3)).float()]))
         logits.append(outputs)
         labels.append(batch_labels)
     return Evaluation(torch.cat(logits).cpu(), torch.cat(labels).cpu())

@@ -77,7 +77,7 @@ def train_to_the_end(
         settings = run.settings
         line = report.epoch_line(row, settings.recipe.epochs, settings.eval_split, pace.left)
         print(line, flush=True)
-        pace.told = True
+        pace.announced = True
         after_epoch()
     # A run that was resumed after its last epoch has not been evaluated by this process.
     return evaluation or evaluate(run, eval_loader, interruption)

@@ -54,18 +54,18 @@ class Muon(Optimizer):
             scale: Tensor | None = getattr(self, "grad_scale", None)
             found_inf: Tensor | None = getattr(self, "found_inf", None)
             # buffer + (1 - momentum) * (gradient - buffer)
-            descend(buffers, gradients, momentum - 1, -1.0, scale, found_inf)
+            sgd_update(buffers, gradients, momentum - 1, -1.0, scale, found_inf)
             updates = torch._foreach_lerp(gradients, buffers, momentum)
             shapes = tuple(p.shape for p in parameters)
             if shapes not in self._layouts:
                 device = parameters[0].device
                 # On a CPU the arithmetic takes the time, elsewhere the number of operations.
-                self._layouts[shapes] = lay_out(shapes, device, together=device.type != "cpu")
+                self._layouts[shapes] = make_layout(shapes, device, together=device.type != "cpu")
             steps = orthogonalized(updates, self._layouts[shapes])
-            descend(parameters, steps, rate, decay, None, found_inf)
+            sgd_update(parameters, steps, rate, decay, None, found_inf)
 
 
-def descend(
+def sgd_update(
     values: list[Tensor],
     gradients: list[Tensor],
     rate: float,
@@ -114,7 +114,7 @@ class Layout:
     zero: Tensor
 
 
-def lay_out(shapes: Sequence[torch.Size], device: torch.device, *, together: bool) -> Layout:
+def make_layout(shapes: Sequence[torch.Size], device: torch.device, *, together: bool) -> Layout:
     """The layout of matrices of these shapes (..., R, C).
 
     Matrices of one shape form a batch. With `together` all of them form one batch, padded with

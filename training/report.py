@@ -179,7 +179,7 @@ class Pace:
         self.steps = steps
         self.first = self.last = 0  # number of the first and of the last step seen
         self.start = math.inf
-        self.told = False  # whether an estimate was printed
+        self.announced = False  # whether an estimate was printed
 
     def step(self, number: int) -> None:
         """Note that the run has taken step `number`."""
@@ -197,9 +197,9 @@ class Pace:
 
     def forecast(self) -> str | None:
         """A line, only once, if the first epoch takes longer than FORECAST_AFTER."""
-        if self.told or self.left is None or time.perf_counter() < self.start + FORECAST_AFTER:
+        if self.announced or self.left is None or time.perf_counter() < self.start + FORECAST_AFTER:
             return None
-        self.told = True
+        self.announced = True
         return f"The run ends in about {utils.duration(self.left)}"
 
 

@@ -84,15 +84,15 @@ def required_splits(eval_split: str) -> tuple[str, ...]:
     return (train_split,) if eval_split == "none" else (train_split, eval_split)
 
 
-def changed(record: T, given: dict[str, Any]) -> T:
+def with_flags(record: T, given: dict[str, Any]) -> T:
     """A copy of a dataclass object with the values of the flags that are fields of it."""
     return replace(record, **{f.name: given[f.name] for f in fields(record) if f.name in given})
 
 
 def new_settings(given: dict[str, Any], device: torch.device) -> Settings:
     """The settings of a new run: the flags, and the network's own recipe for the rest."""
-    options = changed(Options(), given)
-    recipe = changed(named_recipe(options.model, options.recipe), given)
+    options = with_flags(Options(), given)
+    recipe = with_flags(named_recipe(options.model, options.recipe), given)
     # These raise for what the network or the device cannot do, before any data is looked for.
     build_optimizer(models.build(options.model), recipe)
     precision = devices.pick_precision(options.precision, device)
@@ -121,7 +121,7 @@ def settings_of(checkpoint: dict[str, Any], given: dict[str, Any], path: Path) -
     if not isinstance(checkpoint["training"], dict):
         raise utils.RunError(f"{path} is damaged: its settings are invalid")
     try:
-        settings = restored(dict(checkpoint["training"]["settings"]))
+        settings = settings_from_fields(dict(checkpoint["training"]["settings"]))
         if (settings.model, settings.config) != (checkpoint["model"], checkpoint["config"]):
             raise ValueError("the weights are those of another network")
     except (LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -138,7 +138,7 @@ def settings_of(checkpoint: dict[str, Any], given: dict[str, Any], path: Path) -
     return replace(settings, teachers=teachers)
 
 
-def restored(fields: dict[str, Any]) -> Settings:
+def settings_from_fields(fields: dict[str, Any]) -> Settings:
     """The settings from the fields that a checkpoint keeps.
 
     Raises:
@@ -266,13 +266,20 @@ def open_folder(plan: Plan, held: ExitStack) -> None:
 
 
 # Flags that a checkpoint does not keep, so the command that resumes the run repeats them.
-UNSETTLED = ("data_dir", "device", "compile", "deterministic", "checkpoint_minutes", "tensorboard")
+UNSAVED_FLAGS = (
+    "data_dir",
+    "device",
+    "compile",
+    "deterministic",
+    "checkpoint_minutes",
+    "tensorboard",
+)
 
 
 def resume_command(given: dict[str, Any], output: Path) -> str:
     """The shell command that resumes the run in `output`."""
     flags = ["--resume", output / run_folder.LAST]
-    for name in UNSETTLED:
+    for name in UNSAVED_FLAGS:
         if name in given:
             value = [] if given[name] is True else [given[name]]
             flags += [flag(name), *value]
