@@ -40,7 +40,7 @@ def compile_network(run: Run, loader: data.Loader) -> None:
 
 
 def pass_through(run: Run, images: int, dtype: torch.dtype) -> None:
-    """One forward and one backward pass of so many grey images, without an optimizer step."""
+    """One forward and one backward pass of `images` grey images, without an optimizer step."""
     batch = torch.zeros(images, 3, 32, 32, dtype=dtype, device=run.device)
     labels = torch.zeros(images, dtype=torch.int64, device=run.device)
     run.model.train()

@@ -15,7 +15,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
     import msvcrt
 
-LAST, PREVIOUS = "last.safetensors", "previous.safetensors"  # the newest, and the one before it
+LAST, PREVIOUS = "last.safetensors", "previous.safetensors"  # the latest, and the one before it
 LOCK = ".lock"
 _held: dict[Path, IO[bytes]] = {}  # the locks of this process, by folder
 
