@@ -85,9 +85,7 @@ def changed(draw: Draw, tree: dict[str, Any]) -> dict[str, Any]:
             container = container[key]
             keys = list(container) if isinstance(container, dict) else range(len(container))
             key = draw(st.sampled_from(keys))
-        how = draw(
-            st.sampled_from(("near", "near", "near", "extreme", "extreme", "delete", "copy"))
-        )
+        how = draw(st.sampled_from(HOW))
         if how == "delete":
             del container[key]
         elif how == "copy":
@@ -147,9 +145,8 @@ def relabelled(draw: Draw, content: bytes) -> bytes:
     text, rows = io.StringIO(), tree.get("")
     rows = rows if isinstance(rows, list) else [rows]
     csv.writer(text).writerows(row if isinstance(row, list) else [row] for row in rows)
-    return text.getvalue().encode(
-        draw(st.sampled_from(("utf-8", "utf-8-sig", "utf-16"))), "replace"
-    )
+    encoding = draw(st.sampled_from(("utf-8", "utf-8-sig", "utf-16")))
+    return text.getvalue().encode(encoding, "replace")
 
 
 class Attack:

@@ -243,9 +243,9 @@ def interrupted_after(checks: int) -> Iterator[None]:
 
 
 def digest(content: dict[str, Any]) -> str:
-    """Of a checkpoint, without the times."""
+    """Of a checkpoint or of released weights, without the times."""
     timed = {"seconds", "images_per_second"}
     rows = [{k: v for k, v in row.items() if k not in timed} for row in content["history"]]
-    training = {**content["training"], "seconds": 0.0}
+    training = {**content.get("training", {}), "seconds": 0.0}
     content = {**content, "history": rows, "training": training}
     return checkpoints.checksum(*checkpoints.encode(content))

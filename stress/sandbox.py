@@ -56,20 +56,14 @@ def write_cifar10(here: Path) -> None:
     labels = np.arange(20, dtype=np.uint8) % 10
     content = np.hstack([labels[:, None], pixels]).tobytes()
     pickled = pickle.dumps({b"labels": labels.tolist(), b"data": pixels}, protocol=2)
-    for folder, made in (
-        (files.BINARY_FOLDER, content),
-        (files.PYTHON_FOLDER, pickled),
-    ):
+    for folder, made in ((files.BINARY_FOLDER, content), (files.PYTHON_FOLDER, pickled)):
         (here / folder).mkdir()
         (here / folder / (name + files.SUFFIXES[folder])).write_bytes(made)
     with tarfile.open(here / CIFAR10.filename, "w:gz") as archive:
         archive.add(here / files.PYTHON_FOLDER, files.PYTHON_FOLDER)
     Mirror.archive = (here / CIFAR10.filename).read_bytes()
     download.ARCHIVE_BYTES = len(Mirror.archive)
-    files.TEST_BATCHES[name], files.PICKLES[name] = (
-        files.md5(content),
-        files.md5(pickled),
-    )
+    files.TEST_BATCHES[name], files.PICKLES[name] = files.md5(content), files.md5(pickled)
     CIFAR10.tgz_md5 = files.md5(Mirror.archive)
 
 

@@ -4,15 +4,13 @@ import csv
 import itertools
 import time
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 import models
 import utils
 from models.baseline import BaselineConfig
-from stress.life import Calls, Life, Prepare, hurry
+from stress.life import Calls, Life, Prepare, digest, hurry
 from training import checkpoint as checkpoints
 from training import devices, run_folder
 
@@ -86,20 +84,10 @@ class Undisturbed:
 
     def equals(self, folder: Path) -> bool:
         """Whether another run has the same files, with the same weights and history in them."""
-        return same(result(folder), self.result)
+        return result(folder) == self.result
 
 
-def result(folder: Path) -> dict[str, Any]:
-    """The names of a finished run's files, its history but for the times, and its weights."""
+def result(folder: Path) -> tuple[list[str], str]:
+    """The names of a finished run's files, and the digest of its weights and history."""
     content = checkpoints.load_checkpoint(folder / "weights.safetensors")
-    timed = ("seconds", "images_per_second")
-    rows = [{k: v for k, v in row.items() if k not in timed} for row in content["history"]]
-    names = sorted(path.name for path in folder.iterdir())
-    return {"files": names, "history": rows, "state_dict": content["state_dict"]}
-
-
-def same(one: Any, other: Any) -> bool:
-    """Equality, also of tensors, bit for bit."""
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    return torch.equal(one, other) if isinstance(one, Tensor) else bool(one == other)
+    return sorted(path.name for path in folder.iterdir()), digest(content)

@@ -28,36 +28,15 @@ PLACES = ["file", "folder", "fifo", "loop", "dangling", "file/below", "x" * 300,
 PLACES += ["..", "/dev/null", "/dev/full", "/dev/zero", "/proc/self/mem", "/proc/self/fd/0", *NAMES]
 PLACES += ["HERE/weights.safetensors", "HERE/picture.png", "HERE"]
 WORDS = ["", "-1", "0", "1", "2", "1e999", "nan", "-inf", "1e308", "1e-320", "9" * 400, "9" * 5000]
-WORDS += (
-    "0x10",
-    "1_000",
-    "٣",
-    "x" * 5000,
-    "--",
-    "-",
-    "auto",
-    "cpu",
-    "cuda:99",
-    "mps",
-    "meta",
-    "none",
-)
-WORDS += ["test", "val", "sample", "cifar10", "steps", "muon", "adamw", "bf16", "fp16", "short"]
+WORDS += ["0x10", "1_000", "٣", "x" * 5000, "--", "-", "auto", "cpu", "cuda:99", "mps", "meta"]
+WORDS += "none test val sample cifar10 steps muon adamw bf16 fp16 short".split()
 URLS = ["http://[", "ftp://127.0.0.1/", "file:///dev/zero", "file:///proc/self/mem", "file://HERE/"]
 URLS += ["http://a:b@127.0.0.1:1/\x1b[0m", "http://127.0.0.1:99999/", "http://\n/", "http://"]
 words = st.sampled_from((*WORDS, *PLACES)) | st.sampled_from(PLACES) | st.sampled_from(URLS)
 words |= st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 
-STATUS = (
-    "200 OK",
-    "200",
-    "404 \x1b[2Jno",
-    "503 " + "x" * 5000,
-    "999 ?",
-    "401 a\rb",
-    "301 Moved",
-    "",
-)
+STATUS = ["200 OK", "200", "404 \x1b[2Jno", "503 " + "x" * 5000, "999 ?", "401 a\rb"]
+STATUS += ["301 Moved", ""]
 HEADERS = ["Location: SELF", "Location: file:///etc/passwd", "Location: http://127.0.0.1:1/\x9b"]
 HEADERS += ["Location: \x1b[0m", "Content-Length: -1", "Content-Length: 5", "X: LONG", "\x01: \0"]
 HEADERS += ["Content-Length: " + "9" * 30, "Transfer-Encoding: chunked", "Content-Encoding: gzip"]
