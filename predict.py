@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(2)
     if arguments.grid is not None:
         pictures, names, predictions = zip(*shown, strict=True)
-        title = f"Your pictures as {checkpoint['model']} sees them, and what it takes them for"
+        title = f"What {checkpoint['model']} sees, and the likeliest classes"
         plots.predictions(torch.stack(pictures), names, predictions, arguments.grid, title=title)
 
 

@@ -22,13 +22,13 @@ function paint(canvas, side, colour) {
   Object.assign(canvas, { width: side, height: side }).getContext("2d").putImageData(image, 0, 0);
 }
 
-// Tint what speaks for class `k`: its class activation map, over the grey square.
+// Tint the evidence for class `k`: its class activation map, over the grey square.
 function drawMap({ data, dims }, k) {
   const side = dims[3];
   const map = data.subarray(k * side * side, (k + 1) * side * side);
   const most = Math.max(...map, 1e-12);
   paint($("tint"), side, (i) => [...TINT, (225 * Math.max(map[i], 0)) / most]);
-  $("where").textContent = `What speaks for ${network.classes[k]}`;
+  $("where").textContent = `Evidence for ${network.classes[k]}`;
 }
 
 function drawPicture(square, { data, dims }) {
@@ -39,7 +39,7 @@ function drawPicture(square, { data, dims }) {
   $("looked").getContext("2d").drawImage(square, 0, 0, width, height);
 }
 
-// A button a class, the likeliest first, which shows the map of its class.
+// One button per class, the likeliest first, which shows the map of its class.
 function makeBars(logits, maps) {
   const exponentials = logits.map((logit) => Math.exp(logit - Math.max(...logits)));
   const sum = exponentials.reduce((a, b) => a + b);
@@ -64,7 +64,7 @@ async function classify(source) {
   $("bars").replaceChildren(...makeBars(logits.data, maps));
   $("bars").firstChild.click();
   $("best").textContent = $("bars").querySelector("b").textContent;
-  $("time").textContent = `One pass took ${milliseconds.toFixed(1)} ms.`;
+  $("time").textContent = `Inference took ${milliseconds.toFixed(1)} ms.`;
   $("result").hidden = false;
   const detail = { pixels: pixels.data, logits: logits.data, maps: maps.data, milliseconds };
   window.dispatchEvent(new CustomEvent("classified", { detail }));

@@ -157,7 +157,7 @@ def test_the_keyboard_is_enough(page):
     press = ActionChains(page.browser).send_keys
     press(*[Keys.TAB] * 12, Keys.SPACE).perform()  # eight pictures, two buttons, the second bar
     second = data.CLASSES[logits.topk(2).indices[1]]
-    assert page.find("#where")[0].text == f"What speaks for {second}"
+    assert page.find("#where")[0].text == f"Evidence for {second}"
 
 
 def test_it_fits_a_phone_and_follows_the_theme(page):
