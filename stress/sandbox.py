@@ -217,7 +217,7 @@ class Box:
             data.load.cache_clear()  # type: ignore[attr-defined]
             cifar10.SAMPLE_DIRECTORY = folder / "in" / "sample"
         if case.kind == files.PYTHON_FOLDER:  # what would be done with a pickle that is trusted
-            files.check_integrity = lambda path, md5: True
+            files.verify_pickle = lambda path, batch: None
         vars(plots).update(REAL if drawn else {})
         self.held = life.interrupted_after(3)  # a reference, or it ends here
         self.held.__enter__()

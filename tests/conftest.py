@@ -13,7 +13,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 import torch
 from fakes import BATCHES, FAKE_BATCH, Fake, load_few, md5, released
-from torchvision.datasets import CIFAR10
 
 import data
 import models
@@ -107,6 +106,8 @@ def few_images(monkeypatch):
 @pytest.fixture
 def fake(monkeypatch):
     """A Fake whose checksums the code takes for the official ones."""
+    from torchvision.datasets import CIFAR10  # which takes seconds
+
     fake = Fake()
     for table, batches in (("TRAIN_BATCHES", BATCHES[:5]), ("TEST_BATCHES", BATCHES[5:])):
         monkeypatch.setattr(batch_files, table, {b: md5(fake.binary[b]) for b in batches})

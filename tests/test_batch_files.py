@@ -4,8 +4,10 @@ import os
 
 import pytest
 from fakes import BATCHES, ROOT, error_of
+from torchvision.datasets import CIFAR10
 
 import data
+from data import batch_files
 
 
 def test_find_sample_looks_nowhere(tmp_path):
@@ -14,6 +16,12 @@ def test_find_sample_looks_nowhere(tmp_path):
 
 def test_default_directory_stands_in_the_repository():
     assert data.DEFAULT_DIRECTORY == ROOT / "data" / "raw"
+
+
+def test_the_checksums_of_the_pickles_are_torchvisions():
+    official = CIFAR10.train_list + CIFAR10.test_list
+    assert [[name, md5] for name, md5 in batch_files.PICKLES.items()] == official
+    assert batch_files.PYTHON_FOLDER == CIFAR10.base_folder
 
 
 @pytest.mark.parametrize("source", ["auto", "cifar10"])
