@@ -30,6 +30,12 @@ def pytest_xdist_auto_num_workers(config):
     return 0 if few or cores == 1 else min(cores, 4)
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that no process begins one when the others are done."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def fp32_precision():
     """test.py sets it for its process, which is also that of the tests."""

@@ -62,7 +62,7 @@ def run(command: str, repository: Path) -> str:
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("copy") / "repository"
-    ignored = shutil.ignore_patterns(".git", ".*cache", "__pycache__", "raw", "runs", "*venv*")
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "raw", "runs", "*venv*")
     shutil.copytree(ROOT, copy, ignore=ignored)
     return copy
 
