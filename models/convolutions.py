@@ -70,8 +70,10 @@ class PointwiseConv2d(TiedModule, nn.Conv2d):
         if not mirror:
             return
         if groups == 1:
-            a, b = matrix[: out_channels // 2].chunk(2, dim=1)
-            self.tie("weight", torch.stack([a + b, a - b]), even_and_odd)
+            parts = matrix[: out_channels // 2].unflatten(1, (2, -1)).transpose(0, 1)  # A and B
+            if not matrix.is_meta:  # where arithmetic would import torch._dynamo: a second
+                parts = torch.stack([parts[0] + parts[1], parts[0] - parts[1]])
+            self.tie("weight", parts, even_and_odd)
         else:
             self.tie("weight", matrix[: out_channels // 2], repeated)
         if self.bias is not None:
