@@ -1,5 +1,8 @@
 """What a run is: its recipe by name, what it is scored on, and the run that it goes on with."""
 
+import shutil
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -8,7 +11,13 @@ import torch
 
 import utils
 from training.recipe import RECIPES, named_recipe
-from training.settings import find_folder, find_resumed, new_settings, settings_of
+from training.settings import (
+    find_folder,
+    find_resumed,
+    new_settings,
+    resume_command,
+    settings_of,
+)
 
 CPU = torch.device("cpu")
 SAMPLE = {"data": "sample"}
@@ -68,3 +77,21 @@ def test_a_run_is_resumed_by_its_folder_too(tmp_path):
         assert find_folder(given) == tmp_path
         assert find_resumed(given, tmp_path) == tmp_path / "last.safetensors"
     assert find_folder({}) is None and find_resumed({}, None) is None
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize("folder", ["a b", "it's", "\x1b[0m\n\u202e'\\", "\udcff", "字"])
+def test_the_command_that_resumes_is_safe_to_print_and_to_paste(folder, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    command = resume_command({"data_dir": Path(folder)}, Path(folder))
+    assert command.isprintable()
+    words = subprocess.run(["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True).stdout
+    expected = [
+        "python",
+        "train.py",
+        "--resume",
+        f"{folder}/last.safetensors",
+        "--data-dir",
+        folder,
+    ]
+    assert words.split(b"\0")[:-1] == [word.encode(errors="surrogateescape") for word in expected]

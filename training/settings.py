@@ -1,5 +1,6 @@
 """The settings of a run: from the flags of a new one, or the checkpoint of an interrupted one."""
 
+import os
 import shlex
 import sys
 from contextlib import ExitStack
@@ -283,4 +284,13 @@ def resume_command(given: dict[str, Any], output: Path) -> str:
         if name in given:
             value = [] if given[name] is True else [given[name]]
             flags += [flag(name), *value]
-    return shlex.join([*distributed.command(), sys.argv[0], *map(str, flags)])
+    return " ".join(map(_quoted, [*distributed.command(), sys.argv[0], *map(str, flags)]))
+
+
+def _quoted(word: str) -> str:
+    """A word for a shell. Unprintable bytes, which a terminal would obey, are escaped as bash and
+    zsh read them."""
+    if word.isprintable():
+        return shlex.quote(word)
+    plain = set(range(32, 127)) - set(b"'\\")
+    return "$'" + "".join(chr(b) if b in plain else f"\\x{b:02x}" for b in os.fsencode(word)) + "'"
