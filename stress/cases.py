@@ -260,7 +260,7 @@ def flags_given(draw: Draw, here: Path) -> Case:
     pairs = st.tuples(st.sampled_from([*FLAGS[script], *SHARED]), words)
     one = pairs.map(lambda pair: ["=".join(pair)]) | pairs.map(lambda pair: [pair[0]])
     given = draw(st.lists(pairs.map(list) | one | words.map(lambda w: [w]), min_size=1, max_size=3))
-    said = sum(given, [])
+    said: list[str] = sum(given, [])
     # A command may write where it is told to, but not where the files of all cases are.
     for index, (before, word) in enumerate(zip(["", *said], list(said), strict=False)):
         if "--output" in (before, word.partition("=")[0]):
