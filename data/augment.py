@@ -24,9 +24,7 @@ class Augmentation:
 
     crop_padding: int = 4  # pixels added on each side before the random crop, 0 = no crop
     padding_mode: str = "reflect"  # what the padding shows: the mirrored image, or zeros (black)
-    flip: str = (
-        "random"  # horizontal: at random every epoch, or at random once and then alternating
-    )
+    flip: str = "random"  # horizontal: drawn in every epoch, or drawn once and then alternating
     cutout: int = 0  # side of the blanked square in pixels, 0 = none
     mixup: float = 0.0  # largest share of a second image and its label
 
