@@ -47,9 +47,12 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {clean(line)}\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """argparse takes "-1e5" for a flag, unless it follows its own flag and "="."""
+        """argparse takes "-1e5" for a flag, unless it follows its own flag and "=". Of the value of
+        "--flag=--" it makes an empty list."""
         joined: list[str] = []
         for word in sys.argv[1:] if args is None else args:
+            if re.fullmatch(r"--[a-z-]+=--", word):
+                self.error(f"argument {word[:-3]}: expected one argument")
             if joined and re.fullmatch(r"--[a-z-]+", joined[-1]) and _is_negative(word):
                 joined[-1] += f"={word}"
             else:

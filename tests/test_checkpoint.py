@@ -255,10 +255,12 @@ def test_a_network_is_rebuilt_from_its_checkpoint(tmp_path, content):
         {"model": "under100k"},
         {"model": "under100k", "config": {"widths": (4096, 4096), "hidden": (8192, 8192)}},
         {"model": "under100k", "config": {"widths": "wide"}},
+        {"model": "under100k", "config": {"widths": (32, 0)}},
         {"model": "under100k", "config": {1: 2}},
         {"model": "under100k", "config": {"depths": (4096, 4096, 4096, 4096)}},
     ],
 )
+@pytest.mark.filterwarnings("error")
 def test_a_network_that_does_not_fit_its_weights(content, change):
     """It is refused before it takes any memory: the fourth would take 4 GB."""
     content["state_dict"] = models.build("baseline").state_dict()

@@ -373,6 +373,7 @@ def test_normalisation_is_the_checkpoints(run, program, tmp_path):
         (["--epochs", "1" + "0" * 400], ": choose 1 to 2000"),
         (["--epochs", "1" + "0" * 5000], ": choose 1 to 2000"),
         (["--epochs", ""], "--epochs : choose 1 to 2000"),
+        (["--batch-size=--"], "--batch-size expected one argument"),
         (["--batch-size", "0"], "--batch-size 0: choose 1 to 50000"),
         (["--batch-size", "2001"], "--batch-size 2001: choose 1 to 2000"),
         (["--learning-rate", "-1"], "--learning-rate -1: choose more than 0"),
