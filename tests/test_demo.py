@@ -15,6 +15,8 @@ import data
 import models
 from training import onnx_files, weights
 
+pytestmark = pytest.mark.slow  # a browser
+
 DEMO = Path(__file__).resolve().parent.parent / "demo"
 DOG = DEMO.parent / "docs" / "pictures" / "dog.png"
 FLAGS = "headless no-sandbox use-fake-device-for-media-stream use-fake-ui-for-media-stream".split()
