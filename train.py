@@ -26,7 +26,7 @@ from training import devices, distributed, report, tensorboard
 from training.checkpoint_content import released
 from training.compilation import compile_network
 from training.epochs import Saver, train
-from training.figures import Watch, draw, draw_augmentation, is_over
+from training.figures import AfterEpoch, draw, draw_augmentation, is_over
 from training.flags import add_flags, compact, file, folder
 from training.interruption import Interrupted
 from training.recipe import RECIPES, RecipeError
@@ -78,15 +78,15 @@ def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
     return vars(parser.parse_args(argv))
 
 
-def execute(plan: Plan, given: dict[str, Any], device: torch.device, held: ExitStack) -> None:
-    """Train, save and draw; `held` receives the folder's lock."""
+def execute(plan: Plan, given: dict[str, Any], device: torch.device, locks: ExitStack) -> None:
+    """Train, save and draw; `locks` receives the folder's lock."""
     settings, output = plan.settings, plan.output
     devices.pick_precision(settings.precision, device)  # raises if the device cannot do it
     directory = given.get("data_dir", data.DEFAULT_DIRECTORY)
     loader, eval_loader = build_loaders(settings, directory, device)
     is_main = distributed.is_main()
     if is_main:
-        open_folder(plan, held)
+        open_folder(plan, locks)
     utils.seed_everything(settings.seed)
     run = build_run(settings, device, len(loader))
     if given.get("compile"):
@@ -101,10 +101,10 @@ def execute(plan: Plan, given: dict[str, Any], device: torch.device, held: ExitS
     board = None
     if is_main and given.get("tensorboard"):
         board = tensorboard.Board(run, output / "tensorboard")
-    watch = Watch(run, output, board) if is_main else lambda: None
+    after_epoch = AfterEpoch(run, output, board) if is_main else lambda: None
     saver = Saver(run, output, given.get("checkpoint_minutes", Options.checkpoint_minutes))
     try:
-        evaluation = train(run, loader, eval_loader, saver, watch)
+        evaluation = train(run, loader, eval_loader, saver, after_epoch)
     except Interrupted as interrupted:
         command = resume_command(given, output)
         utils.say_goodbye(f"{interrupted}: everything is saved; continue with\n{command}")
@@ -135,16 +135,16 @@ def announce(
 def plan_and_train(given: dict[str, Any], device: torch.device) -> None:
     """Run the training, in this process alone or together with others."""
     is_main = distributed.is_main()
-    with distributed.process_group(device), ExitStack() as held:
+    with distributed.process_group(device), ExitStack() as locks:
         # Only one process reads the files, so all processes act on the same state of them.
-        plan = distributed.broadcast(make_plan(given, device, held) if is_main else None)
+        plan = distributed.broadcast(make_plan(given, device, locks) if is_main else None)
         if distributed.broadcast(is_over(plan) if is_main else None):
             epochs = plan.settings.recipe.epochs
             folder_name = utils.clean(plan.output)
             print(f"The run in {folder_name} is complete: all {epochs} epochs are trained")
             return
         try:
-            execute(plan, given, device, held)
+            execute(plan, given, device, locks)
         except RuntimeError as error:
             if not distributed.is_lost(error):
                 raise

@@ -114,7 +114,7 @@ def run_ours(
         return common.train(run, shrunk(loader, FIRST_SIZE) if epoch == 0 else loader)
 
     def evaluate() -> float:
-        evaluation = engine.evaluate(run.scored, eval_loader, precision=run.precision)
+        evaluation = engine.evaluate(run.eval_model, eval_loader, precision=run.precision)
         return evaluation.metrics.accuracy
 
     epochs = recipe.epochs

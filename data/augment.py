@@ -50,7 +50,7 @@ def _not_one_of(what: str, value: object, choices: Sequence[str]) -> str:
     return f"unknown {what} {value!r}: choose one of {', '.join(choices)}"
 
 
-def sources(start: Tensor, size: int, mode: str, mirrored: Tensor | None = None) -> Tensor:
+def source_indices(start: Tensor, size: int, mode: str, mirrored: Tensor | None = None) -> Tensor:
     """The source row (or column) in the image of each row of its crop, (N, size) int32.
 
     `start` (N,) is the crop's first row relative to the image's, -size < start < size. Rows outside

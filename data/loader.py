@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.augment import NO_AUGMENTATION, Augmentation, cutout, mix, sources, within
+from data.augment import NO_AUGMENTATION, Augmentation, cutout, mix, source_indices, within
 from data.batch_files import DataError
 from data.cifar10 import CLASSES, Split
 
@@ -209,9 +209,9 @@ class Loader:
         costs no more than one batch's operations."""
         size, augmentation = self._size, self.augmentation
         padding, mode = augmentation.crop_padding, augmentation.padding_mode
-        rows = sources(crop_top - padding, size, mode)
+        rows = source_indices(crop_top - padding, size, mode)
         mirrored = None if augmentation.flip == "none" else coin
-        columns = sources(crop_left - padding, size, mode, mirrored)
+        columns = source_indices(crop_left - padding, size, mode, mirrored)
         black = len(self._pixels) - 1  # offsets past the end of the table are clamped to it
         first = size * size * index.to(torch.int32)[:, None]
         return _Epoch(

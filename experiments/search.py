@@ -171,7 +171,7 @@ def measure(
         loader.set_epoch(epoch)
         metrics = common.train(run, loader)
     seconds = time.perf_counter() - start  # reading the metrics has waited for the device
-    evaluation = engine.evaluate(run.scored, eval_loader, precision=run.precision)
+    evaluation = engine.evaluate(run.eval_model, eval_loader, precision=run.precision)
     fresh = models.build(settings.model, **settings.config).eval()
     return {
         "candidate": name,

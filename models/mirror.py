@@ -66,7 +66,7 @@ class TiedModule(nn.Module):
     def __init__(self, *arguments: object, **keywords: object) -> None:
         super().__init__(*arguments, **keywords)
         self.ties: dict[str, Tie] = {}
-        self.whole: dict[str, Tensor] = {}  # filled by TiedTensors, for one forward pass
+        self.complete: dict[str, Tensor] = {}  # filled by TiedTensors, for one forward pass
 
     def tie(self, name: str, learned: Tensor, tie: Tie) -> None:
         """Make `learned` the parameter `name`; `tie` makes the complete tensor from it."""
@@ -75,8 +75,8 @@ class TiedModule(nn.Module):
 
     def tied(self, name: str) -> Tensor:
         """The complete tensor of a parameter: the parameter itself if it is not tied."""
-        if name in self.whole:
-            return self.whole[name]
+        if name in self.complete:
+            return self.complete[name]
         learned = getattr(self, name)
         return self.ties[name](learned[None])[0] if name in self.ties else learned
 
@@ -113,7 +113,7 @@ class TiedTensors(nn.Module):
 
     def _index(self) -> None:
         """Compute the indices and weights. Learned and complete kernels are in channels_last."""
-        wholes = []
+        parts = []
         start = 0
         for module, name in self.members:
             learned, tie = as_nhwc(getattr(module, name)), module.ties[name]
@@ -124,24 +124,24 @@ class TiedTensors(nn.Module):
                 pairs = [blocks(torch.stack([part, part])[None])[0] for part in numbers]
                 half = torch.full_like(numbers[0], 0.5, dtype=torch.float32)
                 signs = blocks(torch.stack([half, -half])[None])[0]
-                wholes.append((*pairs, signs.abs(), signs))
+                parts.append((*pairs, signs.abs(), signs))
             else:
-                whole = as_nhwc(tie(numbers[None])[0])
-                ones = torch.ones_like(whole, dtype=torch.float32)
-                wholes.append((whole, whole, ones, 0 * ones))
-        self.shapes = [first.shape for first, *_ in wholes]
-        sizes = [first.numel() for first, *_ in wholes]
+                complete = as_nhwc(tie(numbers[None])[0])
+                ones = torch.ones_like(complete, dtype=torch.float32)
+                parts.append((complete, complete, ones, 0 * ones))
+        self.shapes = [first.shape for first, *_ in parts]
+        sizes = [first.numel() for first, *_ in parts]
         norms = [isinstance(module, nn.BatchNorm2d) for module, _ in self.members].count(True)
         self.kernels = sizes[: len(sizes) - norms]
         self.scales = sizes[len(sizes) - norms :]
         first, second, *weights = (
             torch.cat([tensor.flatten() for tensor in tensors])
-            for tensors in zip(*wholes, strict=True)
+            for tensors in zip(*parts, strict=True)
         )
         self.places = torch.cat([first, second])
         self.weights = torch.stack(weights)
 
-    def _wholes(self) -> list[Tensor]:
+    def _complete_tensors(self) -> list[Tensor]:
         """The complete tensor of each member."""
         assert self.places is not None and self.weights is not None
         row = torch.cat([as_nhwc(getattr(m, name)).flatten() for m, name in self.members])
@@ -150,8 +150,8 @@ class TiedTensors(nn.Module):
         if torch.is_autocast_enabled(row.device.type):
             kernels = kernels.to(torch.get_autocast_dtype(row.device.type))
         pieces = [*kernels.split(self.kernels), *scales.split(self.scales)]
-        wholes = [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
-        return [whole.permute(0, 3, 1, 2) if whole.ndim == 4 else whole for whole in wholes]
+        tensors = [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
+        return [tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor for tensor in tensors]
 
     @contextmanager
     def assembled(self) -> Iterator[None]:
@@ -162,13 +162,13 @@ class TiedTensors(nn.Module):
             return
         if self.training:
             torch._foreach_add_([norm.num_batches_tracked for norm in self.norms], 1)
-        for (module, name), whole in zip(self.members, self._wholes(), strict=True):
-            module.whole[name] = whole
+        for (module, name), tensor in zip(self.members, self._complete_tensors(), strict=True):
+            module.complete[name] = tensor
         try:
             yield
         finally:
             for module, _ in self.members:
-                module.whole.clear()
+                module.complete.clear()
 
 
 def merge_halves(x: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def write_checkpoints(here: Path) -> None:
             row |= {name: 1.0 for name in ("seconds", "images_per_second") if name in row}
         released = {key: value for key, value in content.items() if key != "training"}
         for name, part in (("last", content), ("weights", released)):
-            sealed = joined(*parts(checkpoints.seal(part)))
+            sealed = joined(*parts(checkpoints.serialize(part)))
             (here / f"{name}{suffix}.safetensors").write_bytes(sealed)
         shutil.rmtree(here / "run")
     models.config_dict = config_dict

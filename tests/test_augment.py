@@ -13,19 +13,19 @@ from data import Augmentation, augment
 
 @pytest.mark.parametrize("mode, numpy_mode", [("reflect", "reflect"), ("zeros", "constant")])
 @pytest.mark.parametrize("padding", [0, 1, 4, 31])
-def test_sources_against_numpy(mode, numpy_mode, padding):
+def test_source_indices_against_numpy(mode, numpy_mode, padding):
     """Every crop of a padded row of 32 pixels, as it is and in reverse."""
     pixels = np.arange(1, 33)  # 0 is black
     padded = np.pad(pixels, padding, mode=numpy_mode)
     starts = torch.arange(2 * padding + 1) - padding
-    places = augment.sources(starts, 32, mode, starts < 9)
+    places = augment.source_indices(starts, 32, mode, starts < 9)
     assert places.shape == (2 * padding + 1, 32) and places.dtype == torch.int32
     for i, (start, place) in enumerate(zip(starts.tolist(), places.numpy(), strict=True)):
         expected = padded[i : i + 32]
         shown = np.where(place < 0, 0, pixels[place])
         assert np.array_equal(shown, expected[::-1] if start < 9 else expected)
-    straight = augment.sources(starts, 32, mode)
-    reverse = augment.sources(starts, 32, mode, torch.ones_like(starts, dtype=torch.bool))
+    straight = augment.source_indices(starts, 32, mode)
+    reverse = augment.source_indices(starts, 32, mode, torch.ones_like(starts, dtype=torch.bool))
     assert torch.equal(straight, reverse.flip(1))
 
 

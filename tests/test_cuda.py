@@ -122,6 +122,6 @@ def test_evaluation_on_cuda(precision):
         run, loader = fake_cuda.fake_run(settings("under100k", precision), 3 * BATCH)
         batches = [(images, labels.argmax(1)) for images, labels in loader]
         watch.step = fake_cuda.Step()
-        evaluation = engine.evaluate(run.scored, batches, precision=run.precision)
+        evaluation = engine.evaluate(run.eval_model, batches, precision=run.precision)
         assert evaluation.logits.shape == (3 * BATCH, 10)
         assert watch.step.waits.total() == 2, watch.step.waits

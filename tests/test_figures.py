@@ -57,14 +57,14 @@ def test_weights_and_curves_are_there_after_each_epoch(training, monkeypatch):
         draw(history, path, **words)
 
     monkeypatch.setattr(figures.plots, "validation", spy)
-    watch = figures.Watch(run, folder)
+    update = figures.AfterEpoch(run, folder)
 
     def after_epoch() -> None:
-        watch()
+        update()
         content = checkpoints.load_checkpoint(folder / "weights.safetensors")
         last = checkpoints.load_checkpoint(folder / run_folder.LAST)
         assert content["epoch"] == last["epoch"] == len(content["history"])
-        for name, tensor in run.scored.state_dict().items():
+        for name, tensor in run.eval_model.state_dict().items():
             assert torch.equal(content["state_dict"][name], tensor)
         seen.append((folder / "validation.png").read_bytes())
 
@@ -86,10 +86,10 @@ def test_drawing_takes_no_more_than_its_share_of_the_time(training, monkeypatch)
         clock.now += 0.4
 
     monkeypatch.setattr(figures, "draw_curves", draw)
-    watch = figures.Watch(run, folder)
+    after_epoch = figures.AfterEpoch(run, folder)
     for _ in range(6):
         clock.now += 30
-        watch()
+        after_epoch()
     assert drawn == [130, 190, 251]
     assert 0.4 * (len(drawn) - 1) <= figures.MAX_DRAWING * (clock.now - 130)
 
@@ -126,7 +126,7 @@ def test_tensorboard_gets_recipe_rows_and_figures(training):
     pytest.importorskip("tensorboard")
     run, loaders, folder = training
     board = tensorboard.Board(run, folder / "tensorboard")
-    train(run, *loaders, Saver(run, folder, 5.0), figures.Watch(run, folder, board))
+    train(run, *loaders, Saver(run, folder, 5.0), figures.AfterEpoch(run, folder, board))
     events = events_of(folder / "tensorboard")  # while the training goes on
     for tag, column in (
         ("accuracy/train", "train_accuracy"),

@@ -123,7 +123,7 @@ def test_put_together_gives_the_same_tensors_and_gradients_and_forgets_them():
     pairs = zip(together.named_parameters(), alone.parameters(), strict=True)
     for (name, one), other in pairs:
         torch.testing.assert_close(one.grad, other.grad, msg=name)
-    assert not any(m.whole for m in together.modules() if isinstance(m, mirror.TiedModule))
+    assert not any(m.complete for m in together.modules() if isinstance(m, mirror.TiedModule))
 
 
 def test_put_together_is_as_many_operations_whatever_the_number_of_layers():

@@ -87,7 +87,7 @@ def checksum(text: str, tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def seal(content: dict[str, Any]) -> bytes:
+def serialize(content: dict[str, Any]) -> bytes:
     """The bytes of a checkpoint of `content`: a dict of tensors, numbers, strings, lists, dicts."""
     text, tensors = encode(content)
     metadata = {"version": VERSION, "content": text, "sha256": checksum(text, tensors)}
@@ -100,7 +100,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     Raises:
         RunError: it cannot be written; an older file at `path` is then untouched.
     """
-    write_atomically(path, seal(content))
+    write_atomically(path, serialize(content))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

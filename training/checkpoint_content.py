@@ -26,7 +26,7 @@ def released(run: "Run") -> dict[str, Any]:
     return {
         "model": settings.model,
         "config": settings.config,
-        "state_dict": utils.unwrap(run.scored).state_dict(),
+        "state_dict": utils.unwrap(run.eval_model).state_dict(),
         "normalization": {"mean": list(data.MEAN), "std": list(data.STD)},
         "classes": list(data.CLASSES),
         "data": {

@@ -97,7 +97,7 @@ def is_over(plan: Plan) -> bool:
 
 
 @dataclass
-class Watch:
+class AfterEpoch:
     """Called after each epoch: writes the weights and curves so far, and the epoch's row to
     TensorBoard.
 

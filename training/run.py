@@ -54,7 +54,7 @@ class Run:
         return devices.PRECISIONS[self.settings.precision]
 
     @property
-    def scored(self) -> nn.Module:
+    def eval_model(self) -> nn.Module:
         """The network that is evaluated and released: the moving average, where there is one."""
         return utils.unwrap(self.model) if self.ema is None else self.ema.module
 

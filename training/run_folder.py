@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from training.checkpoint import seal
+from training.checkpoint import serialize
 from utils import RunError, make_folder, remove_leftovers, write_atomically
 
 try:
@@ -91,7 +91,7 @@ def save_latest(folder: Path, content: dict[str, Any]) -> None:
             older checkpoint is then untouched.
     """
     _check_lock(folder)
-    write_atomically(folder / LAST, seal(content), keep_as=PREVIOUS)
+    write_atomically(folder / LAST, serialize(content), keep_as=PREVIOUS)
 
 
 def find_latest(folders: Iterable[Path]) -> Path | None:

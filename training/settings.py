@@ -188,14 +188,14 @@ class Plan:
     locked: bool = False
 
 
-def make_plan(given: dict[str, Any], device: torch.device, held: ExitStack) -> Plan:
+def make_plan(given: dict[str, Any], device: torch.device, locks: ExitStack) -> Plan:
     """The plan that the given flags ask for.
 
     If the folder already holds a run, it is locked before anything in it is read, so that no other
     training can change it in between.
 
     Args:
-        held: receives the lock, if it is taken.
+        locks: receives the lock, if it is taken.
 
     Raises:
         utils.RunError, data.DataError, models.ModelError, RecipeError: the plan is impossible.
@@ -206,7 +206,7 @@ def make_plan(given: dict[str, Any], device: torch.device, held: ExitStack) -> P
         plan = read_plan(folder, given, device)
         if plan.resumed is None or plan.resumed.parent != folder:
             return plan
-    held.enter_context(run_folder.locked(folder))
+    locks.enter_context(run_folder.locked(folder))
     return replace(read_plan(folder, given, device), locked=True)
 
 
@@ -254,10 +254,10 @@ def load_resumed(path: Path) -> tuple[dict[str, Any], Path]:
         return checkpoints.load_checkpoint(older), older
 
 
-def open_folder(plan: Plan, held: ExitStack) -> None:
+def open_folder(plan: Plan, locks: ExitStack) -> None:
     """Lock the run's folder, and refuse one that holds another run."""
     if not plan.locked:
-        held.enter_context(run_folder.locked(plan.output))
+        locks.enter_context(run_folder.locked(plan.output))
     absent = plan.resumed is not None and not plan.resumed.exists()
     run_folder.claim(plan.output, plan.resumed, plan.source)
     if plan.source is not None and plan.source != plan.resumed:
