@@ -1,1 +1,1 @@
-"""The measurements side by side behind every figure of speed in the README."""
+"""The measurements behind every speed figure in the README and docs."""

@@ -1,4 +1,4 @@
-"""What the benchmarks share: flags, data, a training, a fair clock, the machine, and one table."""
+"""What the benchmarks share: flags, data, training, alternating measurement, and the report."""
 
 import argparse
 import os
@@ -34,7 +34,7 @@ CIFAR_SIZES = {"train": 45_000, "train+val": 50_000}
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: what was measured, a value a repetition, and the target if any."""
+    """One line of the table: what was measured, a value per repetition, and the target, if any."""
 
     part: str
     measure: str
@@ -58,8 +58,8 @@ class Row:
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """How many times ours is theirs, a ratio a repetition: what the machine did to one repetition
-    it did to both."""
+    """Ours divided by theirs, per repetition: what slows the machine down in one repetition slows
+    both down."""
     return [a / b for a, b in zip(ours, theirs, strict=True)]
 
 
@@ -102,7 +102,7 @@ def training_images(directory: Path, split: str, *, quick: bool) -> data.Split:
 def settings_for(
     model: str, recipe: Recipe, split: data.Split, precision: torch.dtype, *, seed: int = 0
 ) -> Settings:
-    """A run of that network on `split`; fewer images than a batch make one batch."""
+    """Settings to train the network on `split`. Fewer images than a batch make one batch."""
     return Settings(
         model=model,
         config=models.config_dict(model),
@@ -125,7 +125,7 @@ def training_loader(
 def fresh_run(
     model: str, recipe: Recipe, split: data.Split, device: torch.device, *, seed: int = 0
 ) -> tuple[Run, data.Loader]:
-    """What trains a fresh network of that name by `recipe`, and the batches of `split`."""
+    """A run that trains a fresh network by `recipe`, and the batches of `split`."""
     precision = devices.pick_precision("auto", device)
     settings = settings_for(model, recipe, split, precision, seed=seed)
     utils.seed_everything(seed)
@@ -138,23 +138,23 @@ def train(
     batches: Iterable[tuple[Tensor, Tensor]],
     after_step: Callable[[Tensor], None] = lambda loss: None,
 ) -> engine.Metrics:
-    """Take a step a batch; returns their metrics."""
+    """Take one step per batch; returns their metrics."""
     return take_steps(run, batches, engine.RunningMetrics(run.device), after_step=after_step)
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until an accelerator has done all that was asked of it; a CPU always has."""
+    """Wait until an accelerator has finished its queue. Does nothing on a CPU."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 def endless(batches: Iterable[Any]) -> Iterator[Any]:
-    """Epoch after epoch of `batches`, which can be iterated again and again."""
+    """The batches, epoch after epoch without end."""
     return chain.from_iterable(repeat(batches))
 
 
 def for_seconds(batches: Iterable[Any], seconds: float) -> Iterator[Any]:
-    """Pass batches on until `seconds` are over, but at least one."""
+    """Yield batches for `seconds`, at least one."""
     end = time.perf_counter() + seconds
     for batch in batches:
         yield batch
@@ -169,9 +169,9 @@ def images_per_second(
     seconds: float,
     device: torch.device,
 ) -> float:
-    """The rate at which `work` gets through batches; it returns how many images they had.
+    """The speed of `work`, which takes batches and returns their number of images.
 
-    The first batches, and with them the start of worker processes, are not timed.
+    The first batches, which include the start of worker processes, are not timed.
     """
     iterator = iter(batches)
     work(islice(iterator, WARM_UP))
@@ -185,9 +185,9 @@ def images_per_second(
 def alternate(
     measurements: Mapping[K, Callable[[], float]], repetitions: int
 ) -> dict[K, list[float]]:
-    """Take all measurements in turn, `repetitions` times: a value a repetition of each.
+    """Take all measurements in turn, `repetitions` times; returns each one's values.
 
-    Every other round goes backwards, so that a machine that slowly changes favours none.
+    Every other round runs backwards, so that a machine that slowly changes favours none.
     """
     values: dict[K, list[float]] = {name: [] for name in measurements}
     for repetition in range(repetitions):
@@ -198,7 +198,7 @@ def alternate(
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the figures depend on besides the code."""
+    """The machine and the versions that the figures depend on."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     preloaded = os.environ.get("LD_PRELOAD", "").replace(":", " ").split()
     return {
@@ -248,7 +248,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def aligned(lines: Sequence[Sequence[str]], right: Container[int]) -> str:
-    """Columns of equal width; those whose index is in `right` end together, the others start so."""
+    """Columns of equal width, right-aligned if their index is in `right`, else left-aligned."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
@@ -260,5 +260,5 @@ def aligned(lines: Sequence[Sequence[str]], right: Container[int]) -> str:
 
 
 def number(value: float) -> str:
-    """Four digits, or all before the point."""
+    """Four significant digits, or the whole integer part."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

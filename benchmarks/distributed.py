@@ -1,11 +1,11 @@
-"""How training scales from one process to several under torchrun, on CPUs with a thread each.
+"""How training scales from one process to several under torchrun, one CPU thread each.
 
     python benchmarks/distributed.py --data-dir DIR
 
-takes the steps of the default recipe, with the same global batch, in one process and in several.
-`without communication` is as many processes that exchange nothing: what the machine itself gives,
-where processes share its memory and caches. The rest of the way to the ideal is what communication
-costs. On a machine with GPUs (`--device cuda`) each process takes one.
+runs steps of the default recipe, with the same global batch, in one process and in several.
+`without communication` is the same number of processes that exchange nothing. It shows the limit of
+the machine itself, whose memory and caches the processes share. What is missing beside it is the
+cost of communication. On a machine with GPUs (`--device cuda`) each process takes one.
 """
 
 import argparse
@@ -33,11 +33,11 @@ from training.recipe import RECIPES
 
 MODEL = models.names()[0]
 STEPS = 16
-ENOUGH = 1.7  # times the images a second with two processes
+ENOUGH = 1.7  # target for two processes, as a multiple of one process's speed
 
 
 def rate(split: data.Split, device: torch.device, steps: int, *, communicate: bool) -> float:
-    """Images a second of all processes together."""
+    """Images per second, all processes together."""
     run, loader = common.fresh_run(MODEL, RECIPES[MODEL], split, device)
     if not communicate:
         run.model = utils.unwrap(run.model)
@@ -49,7 +49,7 @@ def rate(split: data.Split, device: torch.device, steps: int, *, communicate: bo
         common.synchronize(device)
 
     take(common.WARM_UP)
-    distributed.mean(0.0)  # all begin together, and the last one counts
+    distributed.mean(0.0)  # all start together, and the slowest counts
     start = time.perf_counter()
     take(steps)
     seconds = distributed.highest(time.perf_counter() - start)
@@ -57,7 +57,7 @@ def rate(split: data.Split, device: torch.device, steps: int, *, communicate: bo
 
 
 def work(args: argparse.Namespace) -> None:
-    """In each process: measure, and have the main one print the rate."""
+    """In each process: measure; the main one prints the rate."""
     with distributed.report_once():
         device = distributed.pick_device(args.device)
         with distributed.process_group(device):
@@ -68,7 +68,7 @@ def work(args: argparse.Namespace) -> None:
 
 
 def start(args: argparse.Namespace, processes: int, *, silent: bool = False) -> float:
-    """The rate of that many processes.
+    """Images per second of `processes` processes.
 
     Raises:
         utils.RunError: they failed.

@@ -1,8 +1,8 @@
 """A training step on CUDA without a GPU: what it launches, and where it waits for the device.
 
-PyTorch's fake tensors have a device, a dtype and strides, but no numbers. So a whole step runs on
-"cuda" on any machine, and an operation on tensors of two devices is an error. What they cannot
-show: failures within cuDNN, cuBLAS and kernels, and time.
+PyTorch's fake tensors have a device, a dtype and strides, but no values. So a complete step runs on
+"cuda" on any machine, and an operation on tensors of two devices is an error. They cannot show time
+or failures inside cuDNN, cuBLAS and kernels.
 """
 
 import functools
@@ -42,7 +42,7 @@ NO_KERNEL = {
 
 
 def launches_kernel(function: Any) -> bool:
-    """Whether an operation does more than to describe or to reserve memory."""
+    """Whether an operation does more than describe or reserve memory."""
     if function.namespace != "aten":
         return False
     schema = function._schema
@@ -51,14 +51,14 @@ def launches_kernel(function: Any) -> bool:
 
 
 def is_reserve(name: str, tensors: list[Tensor]) -> bool:
-    """Whether this copies what cuDNN's BatchNorm kept for its backward: done only because
-    `backward` here walks a graph that Python might walk again."""
+    """Whether this copies what cuDNN's BatchNorm kept for its backward pass. It happens only here,
+    because `backward` below walks a graph that Python might walk again."""
     return name == "clone" and all(tensor.dtype == torch.uint8 for tensor in tensors)
 
 
 def crosses_devices(function: Any, tensors: list[Tensor]) -> bool:
-    """Whether an operation on these needs the CPU to wait for numbers of the device, or the
-    device for pageable memory of the CPU. (A scalar on the CPU is an argument of the kernel.)"""
+    """Whether an operation makes the CPU wait for values from the device, or the device for
+    pageable memory of the CPU. (A scalar on the CPU is a kernel argument.)"""
     if function is ITEM:
         return tensors[0].device.type == "cuda"
     copies = "copy" in str(function)
@@ -67,7 +67,7 @@ def crosses_devices(function: Any, tensors: list[Tensor]) -> bool:
 
 @dataclass
 class Step:
-    """What one training step did: operations by part that launch a kernel, waits by operation."""
+    """What one training step did: kernel launches by part, and waits by operation."""
 
     launches: Counter[str] = field(default_factory=Counter)
     operations: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
@@ -76,11 +76,11 @@ class Step:
 
 
 class Watch(TorchDispatchMode):
-    """Sees every operation, says to which part of a step it belongs, and counts."""
+    """Counts every operation under the part of the step that it belongs to."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.part = "loss"  # all that `within` does not say otherwise
+        self.part = "loss"  # unless `within` says otherwise
         self.step = Step()
 
     def __torch_dispatch__(
@@ -108,7 +108,7 @@ class Watch(TorchDispatchMode):
         return result
 
     def within(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, whose operations belong to `part`."""
+        """`function`, with its operations counted under `part`."""
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -143,8 +143,8 @@ def backward(loss: Tensor) -> None:
 
 
 def accumulate(parameter: Tensor, gradient: Tensor) -> None:
-    """As the engine does: the first gradient is taken as it is where it has the parameter's
-    layout, and else copied into it."""
+    """As autograd's engine does: keep the first gradient if it has the parameter's layout, or else
+    copy it."""
     assert parameter.grad is None, "a step starts without gradients"
     if any(
         size > 1 and one != other
@@ -171,7 +171,7 @@ def convolution_backend(select: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def fake_cuda() -> Iterator[Watch]:
-    """Tensors made within are fakes, and may be "on" a GPU that need not be there."""
+    """A context in which tensors are fake and may be "on" a GPU that does not exist."""
     replaced = [
         (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
         (torch.cuda, "is_bf16_supported", lambda *args, **kwargs: True),
@@ -190,7 +190,7 @@ def fake_cuda() -> Iterator[Watch]:
 
 
 def fake_run(settings: Settings, images: int) -> tuple[Run, data.Loader]:
-    """A run on "cuda" and the batches of so many images, to be called within `fake_cuda`."""
+    """A run on "cuda" and its batches of `images` images. Call it within `fake_cuda`."""
     pixels = torch.zeros(images, 3, 32, 32, dtype=torch.uint8)
     split = data.Split(pixels, torch.zeros(images, dtype=torch.int64), "train", "noise")
     loader = build_loader(settings, split, CUDA, train=True)
@@ -198,7 +198,7 @@ def fake_run(settings: Settings, images: int) -> tuple[Run, data.Loader]:
 
 
 def watched_steps(settings: Settings, count: int = 3) -> list[Step]:
-    """`count` training steps on "cuda", the first of which prepares what the others find."""
+    """`count` training steps on "cuda". The first one prepares state that the others find."""
     steps: list[Step] = []
     with fake_cuda() as watch:
         run, loader = fake_run(settings, count * settings.recipe.batch_size)

@@ -1,11 +1,11 @@
-"""How many operations a training step launches on a GPU, by part, and how often it waits for it.
+"""How many operations a training step launches on a GPU, by part, and how often it waits.
 
     python benchmarks/launches.py
 
-needs no GPU: it takes a few steps with tensors that have no numbers (fake_cuda.py). Each launch
-costs Python and PyTorch 5 to 10 microseconds, so a small network's step on a fast GPU takes about
-as long as its launches. An operation is one launch here, also where it runs several kernels, as a
-convolution in cuDNN or `_foreach_lerp_` of many tensors may: it does so without Python.
+needs no GPU: it takes a few steps with tensors that have no values (fake_cuda.py). Each launch
+costs Python and PyTorch 5 to 10 microseconds, so on a fast GPU a small network's step takes about
+as long as its launches. An operation counts as one launch even if it runs several kernels without
+Python, as a cuDNN convolution or `_foreach_lerp_` over many tensors may.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ from training import devices
 from training.recipe import RECIPES
 from training.settings import Settings
 
-BATCH = 16  # images: the count is the same with any number
+BATCH = 16  # images; the count does not depend on their number
 PARTS = ("augmentation", "forward", "loss", "backward", "optimizer", "EMA", "metrics")
 
 
 def last_step(model: str, precision: str) -> Step:
-    """A step of that network by its own recipe, after two that prepare what it finds."""
+    """A step of the network by its own recipe, after two that prepare state."""
     recipe = dataclasses.replace(RECIPES[model], batch_size=BATCH)
     config = models.config_dict(model)
     settings = Settings(model, config, recipe, "noise", "none", precision, seed=0)

@@ -1,10 +1,10 @@
-"""What a training step gains where the commands keep freed memory (startup.py).
+"""What a training step gains when the commands keep freed memory (startup.py).
 
     python benchmarks/page_faults.py --data-dir DIR
 
 Each repetition is two processes, one after the other, that train the default network on the CPU,
-one of them with KEEP_MEMORY=0. Prints seconds, processor time and page faults a step, and the peak
-resident memory.
+one of them with KEEP_MEMORY=0. Prints seconds, processor time and page faults per step, and
+peak resident memory.
 """
 
 import json
@@ -45,7 +45,7 @@ MEASURES = {
 
 
 def print_measures(directory: Path, *, quick: bool) -> None:
-    """The values of MEASURES, of a training in this process, as a line of JSON."""
+    """Train in this process and print the values of MEASURES as a line of JSON."""
     device = devices.pick_device("cpu")
     split = common.training_images(directory, "train+val", quick=quick)
     name = models.names()[0]

@@ -1,4 +1,4 @@
-"""Programs in a process of their own, for what only a whole process shows: memory and start."""
+"""Programs in their own process, to measure what only a process shows: memory and start."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import sys
 import utils
 from benchmarks import common
 
-# Runs train.py with the arguments given, and ends the process after the first training step.
+# Runs train.py with the given arguments and exits after the first training step.
 FIRST_STEP = """
 import os, sys
 import train
@@ -22,8 +22,8 @@ def end(loss):
 engine.train_epoch = lambda *args, **kwargs: train_epoch(*args, **{**kwargs, "after_step": end})
 train.main(sys.argv[1:])
 """
-# Prints the peak resident memory of the command given, in bytes, as the last line. A process starts
-# with its parent's peak for its own, so it takes this parent, which is small, to see a child's.
+# Prints the peak resident memory of the given command, in bytes, as the last line. A process
+# inherits its parent's peak, so a small parent such as this one is needed to see a child's.
 PEAK_MEMORY = """
 import resource, subprocess, sys
 
@@ -35,7 +35,7 @@ sys.exit(code)
 
 
 def run_child(command: list[str]) -> str:
-    """Run a Python program in the root of the repository; returns what it printed.
+    """Run a Python program in the repository's root; returns what it printed.
 
     Raises:
         utils.RunError: it failed.

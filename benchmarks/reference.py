@@ -1,8 +1,8 @@
-"""The loop that ours is measured against, written out plainly: what most repositories of this kind
-do, with the notebook's settings that this one set out from.
+"""The loop that ours is measured against: what most repositories of this kind do, with the settings
+of the notebook that this one started from.
 
 Images are augmented one by one, as PIL images by torchvision's transforms in a DataLoader of 2
-worker processes; the network trains in float32 and the default memory layout; loss and accuracy are
+worker processes. The network trains in float32 in the default memory layout. Loss and accuracy are
 read from the device after every batch.
 """
 
@@ -25,12 +25,12 @@ BATCH_SIZE = 128
 WORKERS = 2
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2023, 0.1994, 0.2010)
-# First epoch (counted from 0), learning rate and momentum of each optimizer that is made.
+# First epoch (counted from 0), learning rate and momentum of each optimizer.
 OPTIMIZERS = ((0, 0.01, 0.9), (25, 0.001, 0.7), (40, 0.0001, 0.9))
 
 
 class TransformedImages(Dataset):
-    """The images of a split, each turned into a PIL image and transformed when it is asked for."""
+    """The images of a split, each converted to a PIL image and transformed on access."""
 
     def __init__(self, split: Split) -> None:
         self.images = split.images.permute(0, 2, 3, 1).contiguous().numpy()  # (N, 32, 32, 3)
@@ -64,7 +64,7 @@ def build_loader(
 
 
 def build_optimizer(model: nn.Module, epoch: int) -> SGD | None:
-    """The new optimizer that epoch `epoch` (counted from 0) starts with, if it does."""
+    """The new optimizer of epoch `epoch` (counted from 0), or None if it keeps the old one."""
     for start, learning_rate, momentum in OPTIMIZERS:
         if epoch == start:
             return SGD(model.parameters(), lr=learning_rate, momentum=momentum)
@@ -77,7 +77,7 @@ def train_epoch(
     optimizer: SGD,
     device: torch.device,
 ) -> engine.Metrics:
-    """Take one step a batch; returns the training metrics."""
+    """Take one step per batch; returns the training metrics."""
     model.train()
     loss_sum, correct, total = 0.0, 0, 0
     for images, labels in batches:

@@ -2,8 +2,8 @@
 
     python benchmarks/scaling.py --data-dir DIR
 
-trains the default network in our loop. Over the number of images whole epochs are timed; over batch
-size and threads a few seconds of steps, from which the time of an epoch of 50,000 images follows.
+trains the default network in our loop. For the number of images it times complete epochs. For batch
+size and threads it times a few seconds of steps and derives the time of an epoch of 50,000 images.
 Prints a table, writes it as JSON and draws plots/scaling.png.
 """
 
@@ -31,12 +31,12 @@ from training.recipe import RECIPES
 MODEL = models.names()[0]
 IMAGES = (2_000, 6_000, 16_000, 50_000)
 BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1024)
-SECONDS = 4.0  # of steps, for each batch size and number of threads
-Sweep = dict[int, Callable[[], float]]  # what is varied -> measure the seconds of an epoch
+SECONDS = 4.0  # seconds of steps for each batch size and number of threads
+Sweep = dict[int, Callable[[], float]]  # value -> seconds of an epoch
 
 
 def time_epoch(split: data.Split, device: torch.device) -> float:
-    """Seconds of a whole epoch over `split`, its random numbers and metrics included."""
+    """Seconds of a complete epoch over `split`, random numbers and metrics included."""
     run, loader = common.fresh_run(MODEL, RECIPES[MODEL], split, device)
     common.train(run, islice(loader, common.WARM_UP))
     common.synchronize(device)
@@ -49,7 +49,7 @@ def time_epoch(split: data.Split, device: torch.device) -> float:
 def time_steps(
     split: data.Split, device: torch.device, *, batch_size: int, threads: int, seconds: float
 ) -> float:
-    """Seconds that an epoch over `split` would take, from some seconds of steps."""
+    """Seconds that an epoch over `split` would take, from a few seconds of steps."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -67,7 +67,7 @@ def time_steps(
 
 
 def sweeps(split: data.Split, device: torch.device, *, seconds: float) -> dict[str, Sweep]:
-    """What is measured: for each quantity its values, and how the time at each is found."""
+    """The measurements: for each quantity its values, and a function that times each."""
     threads, size = torch.get_num_threads(), min(RECIPES[MODEL].batch_size, len(split))
     steps = functools.partial(time_steps, split, device, seconds=seconds)
     counts = [n for n in IMAGES if n < len(split)] + [len(split)]

@@ -22,8 +22,8 @@ SHARES = ("data", "forward", "backward", "optimizer", "EMA", "statistics", "logg
 
 
 def progress(model: nn.Module, device: torch.device) -> Callable[[Tensor], None]:
-    """What train.py does after a step: the weights are checked and the loss goes to a progress bar,
-    here one that nobody sees; on an accelerator, where looking means waiting, every 50th step."""
+    """What train.py does after a step: check the weights and pass the loss to a progress bar, here
+    a hidden one. On an accelerator, where reading the loss means waiting, every 50th step."""
     bar = tqdm(file=io.StringIO())
 
     def after_step(loss: Tensor) -> None:
@@ -36,7 +36,7 @@ def progress(model: nn.Module, device: torch.device) -> Callable[[Tensor], None]
 
 
 def recorded(part: str, function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """`function`, with its time on the profiler's record under the name of `part`."""
+    """`function`, with its time in the profiler's record under the name of `part`."""
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -49,8 +49,8 @@ def recorded(part: str, function: Callable[..., Any], device: torch.device) -> C
 
 
 def record_parts(run: Run, record: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Have the parts of a step that are `run`'s own recorded from now on: `record` turns the name
-    of a part and what does it into what also records it."""
+    """Record the parts of a step that belong to `run` from now on. `record` takes a part's name
+    and its function and returns one that is also recorded."""
     model, optimizer, scaler = run.model, run.optimizer, run.scaler
     model.forward = record("forward", model.forward)
     optimizer.zero_grad = record("optimizer", optimizer.zero_grad)
@@ -72,8 +72,8 @@ def record_parts(run: Run, record: Callable[[str, Callable[..., Any]], Callable[
 def shares_of_a_step(
     run: Run, loader: data.Loader, device: torch.device, steps: int
 ) -> dict[str, float]:
-    """Profile `steps` steps of what `record_parts` has seen to: the fraction of their time that
-    each part takes, and "other", together 1; and the values "read" from the device a step."""
+    """Profile `steps` steps after `record_parts`. Returns each part's fraction of the time and that
+    of "other", together 1, and as "read" the values read from the device per step."""
     metrics = engine.RunningMetrics(device)
     metrics.update = recorded("statistics", metrics.update, device)
     metrics.compute = recorded("statistics", metrics.compute, device)

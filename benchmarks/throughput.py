@@ -1,15 +1,15 @@
-"""How fast our loop is beside the reference loop (reference.py), and where its time goes.
+"""How fast our loop is compared with the reference loop (reference.py), and where its time goes.
 
     python benchmarks/throughput.py --data-dir DIR
 
-measures in turn, several times, and prints medians, their range and ratios of
+takes several measurements in turn and prints medians, ranges and ratios of
   data       images/s of augmented, normalised batches: our loader, torchvision's transforms
   training   steps/s of the same network in our loop and in the reference loop
   shares     what a step of our loop spends its time on
   inference  images/s of our networks and of a ResNet-20, at batch 1 and 500
   memory     peak resident memory of train.py over one epoch of 50,000 images
   start      from starting train.py to its first step, data on disk
-On an accelerator the shares are taken with a wait after each part, so that none hides another.
+On an accelerator the shares are taken with a wait after each part, so that parts do not overlap.
 """
 
 import functools
@@ -46,7 +46,7 @@ PROFILED_STEPS = 20
 
 @dataclass(frozen=True)
 class Conditions:
-    """What every part is measured under."""
+    """What all measurements share."""
 
     split: data.Split
     directory: Path
@@ -67,7 +67,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class OneCropABatch:
-    """torchvision.transforms.v2 on whole batches: fast, but it draws once for all images of one."""
+    """torchvision.transforms.v2 on batches: fast, but all images share one crop and flip."""
 
     split: data.Split
     batch_size: int
@@ -210,7 +210,7 @@ def train_arguments(conditions: Conditions, eval_split: str, output: str) -> lis
     """Arguments of train.py for one epoch of the default network.
 
     Raises:
-        utils.RunError: CIFAR-10 is not on disk, and noise would not do.
+        utils.RunError: CIFAR-10 is not on disk, and noise cannot replace it.
     """
     source = "sample" if conditions.quick else "cifar10"
     if source == "cifar10" and conditions.split.source != source:

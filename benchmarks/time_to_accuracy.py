@@ -6,9 +6,9 @@ Both train on the 45,000 images of the training split. Ours is the default netwo
 a short one-cycle recipe, whose first epoch sees smaller images. The reference (reference.py) is the
 baseline network in the reference loop. It takes half an hour, so by default only two of its epochs
 are run, one before ours and one after it, and the time is extrapolated: their mean times the number
-of epochs that the accuracy takes. That is read from --history, a history.csv of the baseline and
-its recipe, or without one is all 50 epochs. --train-reference runs it to the accuracy instead. The
-clocks run over every step of training; the evaluations after an epoch count for neither.
+of epochs to the accuracy. --history, a history.csv of the baseline and its recipe, gives this
+number; without it, all 50 epochs count. --train-reference runs the reference to the accuracy
+instead. The clocks run during training only, not during evaluation.
 """
 
 import csv
@@ -36,7 +36,7 @@ from training.recipe import RECIPES, Recipe, RecipeError
 from training.run import EVALUATION_BATCH, build_loader
 
 ACCURACY = 82.19  # per cent, on the test split after 50 epochs: the notebook that we set out from
-# What the short recipe has otherwise than the network's own.
+# How the short recipe differs from the network's own.
 SHORT = {
     "epochs": 2,
     "batch_size": 72,
@@ -60,7 +60,7 @@ class Scored:
 
 
 def short_recipe(model: str, changes: dict[str, float]) -> Recipe:
-    """The one-cycle recipe that the clock runs for.
+    """The one-cycle recipe that is timed.
 
     Raises:
         RecipeError: a value out of its range.
@@ -77,13 +77,13 @@ def until_accurate(
     accuracy: float,
     device: torch.device,
 ) -> list[Scored]:
-    """Train until `accuracy` (between 0 and 1) is reached, at most `epochs`; a row an epoch."""
+    """Train until `accuracy` (between 0 and 1), for at most `epochs`; a row per epoch."""
     scored: list[Scored] = []
     seconds = 0.0
     for epoch in range(epochs):
         common.synchronize(device)
         start = time.perf_counter()
-        train(epoch)  # returns its metrics, and to read them has waited for the device
+        train(epoch)  # reading the metrics has waited for the device
         seconds += time.perf_counter() - start
         reached = evaluate()
         scored.append(Scored(seconds, reached))
@@ -103,7 +103,7 @@ def run_ours(
     accuracy: float,
     seed: int,
 ) -> list[Scored]:
-    """Our loop with a fresh network, to the accuracy or the end of the recipe."""
+    """Train a fresh network in our loop, to the accuracy or the end of the recipe."""
     run, loader = common.fresh_run(model, recipe, train, device, seed=seed)
     eval_loader = build_loader(run.settings, val, device, train=False)
 
@@ -128,7 +128,7 @@ def shrunk(batches: engine.Batches, size: int) -> Iterator[tuple[Tensor, Tensor]
 
 
 class ReferenceRun:
-    """The baseline network in the reference loop, an epoch at a time."""
+    """The baseline network in the reference loop, one epoch at a time."""
 
     def __init__(self, train: data.Split, val: data.Split, device: torch.device) -> None:
         utils.seed_everything(0)
@@ -169,7 +169,7 @@ def read_history(path: Path) -> list[float]:
     """The accuracy (between 0 and 1) after each epoch, from a history.csv.
 
     Raises:
-        utils.RunError: it cannot be read, or has no evaluated accuracies.
+        utils.RunError: the file cannot be read, or has no evaluated accuracies.
     """
     try:
         with open(path, newline="") as file:
@@ -184,7 +184,7 @@ def read_history(path: Path) -> list[float]:
 
 
 def epochs_to(accuracies: Sequence[float], accuracy: float) -> int | None:
-    """After how many epochs `accuracy` was reached for the first time; None: never."""
+    """The first epoch (from 1) that reached `accuracy`, or None."""
     reached = (epoch for epoch, value in enumerate(accuracies, 1) if value >= accuracy)
     return next(reached, None)
 
@@ -192,7 +192,7 @@ def epochs_to(accuracies: Sequence[float], accuracy: float) -> int | None:
 def reference_rows(
     run: ReferenceRun, history: Sequence[float] | None, accuracy: float
 ) -> tuple[list[Row], float]:
-    """What is known of the reference, and its minutes to `accuracy`, measured or extrapolated."""
+    """The reference's rows, and its minutes to `accuracy`, measured or extrapolated."""
     rows = [Row("reference", "an epoch of training", run.seconds_an_epoch, "s")]
     measured = epochs_to([scored.accuracy for scored in run.scored], accuracy)
     if measured is not None:
@@ -216,7 +216,7 @@ def reference_rows(
 def our_rows(
     runs: Sequence[Sequence[Scored]], model: str, accuracy: float, reference_minutes: float
 ) -> list[Row]:
-    """What ours took, a value a run; no ratio where a run ended below the accuracy."""
+    """The rows of our runs; no ratio if a run ended below the accuracy."""
     ends = [run[-1] for run in runs]
     minutes = [end.seconds / 60 for end in ends]
     reached = [100 * end.accuracy for end in ends]
@@ -238,7 +238,7 @@ def draw(
     accuracy: float,
     path: Path,
 ) -> None:
-    """The two ways to the accuracy as a figure."""
+    """Draw accuracy against time for both loops."""
     scored, name = theirs.scored, "reference loop"
     if history is not None and len(history) > len(scored):
         name += " (extrapolated)"
@@ -253,7 +253,7 @@ def draw(
 
 
 def parse_arguments(argv: list[str] | None) -> tuple[dict[str, Any], dict[str, float]]:
-    """The flags, and apart those that change the short recipe."""
+    """The flags, and separately those that change the short recipe."""
     parser = common.parser(__doc__, "runs/time_to_accuracy.json", 1)
     add = parser.add_argument
     add("--accuracy", type=float, default=ACCURACY, metavar="X", help=f"per cent ({ACCURACY})")

@@ -1,1 +1,1 @@
-"""What was tried: the search over networks and recipes, the ablation, the landscape."""
+"""What was tried: the search over networks and recipes, the ablation, and published results."""

@@ -2,8 +2,8 @@
 
     python experiments/landscape.py
 
-Ours are those of checkpoints/*_history.csv, on the validation split; the others are as published,
-on the test split (published.csv), so that the two kinds compare only roughly.
+Ours come from checkpoints/*_history.csv and are scored on the validation split. The others are as
+published (published.csv), on the test split, so the two kinds compare only roughly.
 """
 
 import csv
@@ -23,7 +23,7 @@ PUBLISHED = Path(__file__).resolve().with_name("published.csv")
 
 
 def ours() -> list[plots.System]:
-    """Each network that has a history, with its accuracy after the last epoch of it."""
+    """Each network that has a history, with its accuracy after the last epoch."""
     systems = []
     for name in models.names():
         history = common.ROOT / "checkpoints" / f"{name}_history.csv"
@@ -31,7 +31,7 @@ def ours() -> list[plots.System]:
             continue
         accuracy = read_history(history)[-1]
         config = {}
-        if name == models.names()[0]:  # as it was when its weights were released
+        if name == models.names()[0]:  # the network when its weights were released
             config = checkpoints.load_checkpoint(models.RELEASED_WEIGHTS)["config"]
         parameters = utils.count_parameters(models.build(name, **config))
         systems.append(plots.System(name, parameters, accuracy, accuracy))
@@ -39,8 +39,8 @@ def ours() -> list[plots.System]:
 
 
 def published(table: Path) -> list[plots.System]:
-    """The rows of `table`, whose accuracies are in per cent; its columns author, year, source and
-    note say where they come from."""
+    """The rows of `table`, with accuracies in per cent. Its columns author, year, source and note
+    say where they come from."""
     with open(table, newline="", encoding="utf-8") as file:
         return [
             plots.System(

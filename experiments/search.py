@@ -1,16 +1,16 @@
-"""Train named candidates for a short, fixed budget each and append a row for each to a table.
+"""Train named candidates for a short, fixed budget each and append a row per run to a table.
 
     python experiments/search.py --minutes 5 --data-dir DIR [--only NAME ...] [--seeds 0 1]
     python experiments/search.py --epochs 5 --only full no_attention ... --seeds 0 1
     python experiments/search.py --speed --only full no_attention ...
     python experiments/search.py --figure plots/ablation.png
 
-The budget is in minutes of training on this machine (the epochs that fit are measured first), or
-in epochs where only what is learned matters and not its speed. Every candidate goes through its
-whole schedule, from warm-up to a learning rate of 0, on the 45,000 training images, and its moving
-average is scored once on the 5,000 validation images. The table, experiments/search.csv, is the
-record of what was tried. Other work on the machine shows in its seconds an epoch; --speed prints
-those of steps that candidates take in turn, for comparison, and adds no row.
+The budget is in minutes of training on this machine (the script first measures how many epochs
+fit), or in epochs, if speed does not matter. Every candidate trains through its complete schedule,
+from warm-up to a learning rate of 0, on the 45,000 training images, and its moving average is
+scored once on the 5,000 validation images. The table, experiments/search.csv, is the record of what
+was tried. Other work on the machine distorts its seconds per epoch. --speed compares speed instead:
+candidates take steps in turn, and no row is added.
 """
 
 import argparse
@@ -58,15 +58,14 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Candidate:
-    """What differs from the default network and its recipe."""
+    """How the candidate differs from the default network and its recipe."""
 
     config: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     model: str = models.names()[0]
 
 
-# Without one of the six operations, which the config's switch replaces; the sizes keep the number
-# of parameters within 5 %.
+# The network without one of the six operations. Sizes keep the number of parameters within 5 %.
 ABLATION = {
     "full": Candidate(),
     "no_separable": Candidate({"separable": False, "hidden": (16, 20)}),
@@ -113,7 +112,7 @@ CANDIDATES = {
 
 
 def settings_of(candidate: Candidate, epochs: int, seed: int, device: torch.device) -> Settings:
-    """What the candidate is trained by."""
+    """The settings that train the candidate."""
     recipe = replace(RECIPES[candidate.model], **{**SHORT, **candidate.recipe, "epochs": epochs})
     return Settings(
         model=candidate.model,
@@ -127,7 +126,7 @@ def settings_of(candidate: Candidate, epochs: int, seed: int, device: torch.devi
 
 
 def timer(candidate: Candidate, directory: Path, device: torch.device) -> Callable[[], float]:
-    """A function that trains for a few seconds and returns those that an epoch takes."""
+    """A function that trains for a few seconds and returns the seconds that an epoch takes."""
     settings = settings_of(candidate, 1, 0, device)
     loader, _ = build_loaders(settings, directory, device)
     run = build_run(settings, device, len(loader))
@@ -146,12 +145,12 @@ def timer(candidate: Candidate, directory: Path, device: torch.device) -> Callab
 def epochs_within(
     minutes: float, candidate: Candidate, directory: Path, device: torch.device
 ) -> int:
-    """How many epochs of the candidate this machine trains in `minutes`; one at least."""
+    """How many epochs of the candidate this machine trains in `minutes`, at least one."""
     return max(1, int(60 * minutes / timer(candidate, directory, device)()))
 
 
 def compare_speed(names: Iterable[str], directory: Path, device: torch.device) -> None:
-    """Print the seconds an epoch of candidates that train in turn: median and range."""
+    """Print seconds per epoch of candidates that train in turn: median and range."""
     timers = {name: timer(CANDIDATES[name], directory, device) for name in names}
     values = common.alternate(timers, REPETITIONS)
     print(common.table([common.Row("speed", name, values[name], "s/epoch") for name in timers]))
@@ -160,7 +159,7 @@ def compare_speed(names: Iterable[str], directory: Path, device: torch.device) -
 def measure(
     name: str, candidate: Candidate, epochs: int, seed: int, directory: Path, device: torch.device
 ) -> dict[str, Any]:
-    """Train the candidate through its whole schedule; returns its row of the table."""
+    """Train the candidate through its complete schedule; returns its row of the table."""
     settings = settings_of(candidate, epochs, seed, device)
     loader, eval_loader = build_loaders(settings, directory, device)
     assert eval_loader is not None, "a candidate is scored"
@@ -188,7 +187,7 @@ def measure(
 
 
 def append(row: dict[str, Any], path: Path) -> None:
-    """Add a row to the table, which is created where it is not there."""
+    """Add a row to the table; create the table if it does not exist."""
     fresh = not path.exists()
     with open(path, "a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -198,7 +197,7 @@ def append(row: dict[str, Any], path: Path) -> None:
 
 
 def draw_ablation(table: Path, figure: Path) -> None:
-    """Draw the ablation at the largest budget that a network without an operation had.
+    """Draw the ablation at the largest budget that a network without one operation had.
 
     Raises:
         utils.RunError: the table has no such network.

@@ -1,1 +1,1 @@
-"""The long proofs that nothing is lost: kills at any moment, damaged and hostile files."""
+"""Long-running checks that nothing is lost: kills at any moment, failing disks, hostile inputs."""

@@ -1,4 +1,4 @@
-"""What is thrown at the commands: tables, and Hypothesis over what each field of a file means."""
+"""The hostile cases: tables, and Hypothesis strategies that know each field's meaning."""
 
 import base64
 import copy
@@ -28,8 +28,11 @@ Draw = Callable[[st.SearchStrategy], Any]
 
 @dataclass(frozen=True)
 class Case:
-    """A command, in which HERE stands for the folder of files that are in order and SERVER for an
-    address; the hostile files in the folder that it runs in; what a damaged one of them held."""
+    """A command and the hostile files in the folder that it runs in.
+
+    In the command, HERE stands for the folder of intact files and SERVER for the server's address.
+    `right` is the content of a damaged file before the damage.
+    """
 
     kind: str
     command: list[str]
@@ -39,7 +42,7 @@ class Case:
 
 # ------------------------------------------------------------------------------ what a value may be
 
-DEEP, DIGITS = "@deep", "@digits"  # stand for what Python's json does not write
+DEEP, DIGITS = "@deep", "@digits"  # stand for what Python's json cannot write
 MEANT = {f'"{DEEP}"': "[" * 100_000 + "]" * 100_000, f'"{DIGITS}"': "9" * 5000}
 UNREAL = (math.nan, math.inf, -math.inf, 1e-40, 3e38, -3e38, -1.0, 0.0)
 NUMBERS = (*UNREAL, 0, -1, 1, 3, 10**6, 2**31, 2**63, 10**600, -(10**600), 1e-320, 1e308, -1e300)
@@ -54,7 +57,7 @@ extremes = st.sampled_from((*NUMBERS, *TEXTS, *PLAIN, *TENSORS)).map(copy.deepco
 
 
 def near(value: Any) -> st.SearchStrategy[Any]:
-    """Something of the same type, or nearly so."""
+    """A different value of the same type, or of a similar one."""
     if isinstance(value, torch.Tensor):
         shapes = st.sampled_from((value.flatten()[1:], value[None], value > 0, value.double()))
         if not value.is_floating_point() or not value.numel():
@@ -76,8 +79,8 @@ def near(value: Any) -> st.SearchStrategy[Any]:
 
 
 def changed(draw: Draw, tree: dict[str, Any]) -> dict[str, Any]:
-    """Nested dicts and lists with one to three other values, in few fields as often as in many
-    weights."""
+    """The nested dicts and lists with one to three values changed. A small field is as likely to
+    change as a large tensor."""
     for _ in range(draw(st.sampled_from((1, 1, 1, 2, 3)))):
         container: Any = tree or {"": 0}
         key = draw(st.sampled_from(list(container)))
@@ -115,7 +118,7 @@ def as_length(size: int) -> bytes:
 
 @st.composite
 def forged(draw: Draw, content: bytes) -> bytes:
-    """A checkpoint with other values, and with the checksum that fits them."""
+    """A checkpoint with changed values and a matching checksum."""
     text = parts(content)[0]["__metadata__"]["content"]
     tree = checkpoints.decode(text, safetensors.torch.load(content))
     text, tensors = checkpoints.encode(changed(draw, tree))
@@ -131,7 +134,7 @@ def forged(draw: Draw, content: bytes) -> bytes:
 
 @st.composite
 def headed(draw: Draw, content: bytes) -> bytes:
-    """A checkpoint whose header lacks a tensor, lies about one, overlaps or never ends."""
+    """A checkpoint whose header omits a tensor, lies about one, overlaps or never ends."""
     header, tensors = parts(content)
     made = joined(changed(draw, header), tensors)
     length = draw(st.just(made[:8]) | st.sampled_from((0, 1, 1 << 20, 1 << 63)).map(as_length))
@@ -140,7 +143,7 @@ def headed(draw: Draw, content: bytes) -> bytes:
 
 @st.composite
 def relabelled(draw: Draw, content: bytes) -> bytes:
-    """Labels with other fields, rows, columns or another encoding."""
+    """A label file with changed fields, rows, columns or encoding."""
     tree = changed(draw, {"": list(csv.reader(io.StringIO(content.decode())))})
     text, rows = io.StringIO(), tree.get("")
     rows = rows if isinstance(rows, list) else [rows]
@@ -150,7 +153,7 @@ def relabelled(draw: Draw, content: bytes) -> bytes:
 
 
 class Attack:
-    """Its pickle calls a function in whoever loads it."""
+    """Unpickling it calls a function."""
 
     def __init__(self, *call: Any) -> None:
         self.call = call
@@ -167,7 +170,7 @@ FILES += [b"epoch\n1\n", b"%!PS\n", b"<svg/>", b"PK\3\4", b"GIF89a", bytes(10_00
 
 @st.composite
 def damaged(draw: Draw, content: bytes) -> bytes:
-    """Bytes, a stretch or the end are others, or the file is one of another kind."""
+    """The file with changed bytes, a changed stretch or another end, or a file of another kind."""
     places = st.integers(0, min(len(content) - 1, 4096)) | st.integers(0, len(content) - 1)
     at, length, noise = draw(places), draw(st.integers(1, 8) | places), draw(st.binary(max_size=8))
     before, stretch, after = content[:at], content[at : at + length], content[at + length :]
@@ -188,7 +191,7 @@ BOMB = zlib.compress(bytes(1 << 26), 9)
 
 @st.composite
 def pictures(draw: Draw) -> bytes:
-    """Of any format, mode, size and orientation, animated or not; some damaged."""
+    """Pictures of any format, mode, size and orientation, some animated, some damaged."""
     mode, size = draw(st.sampled_from(MODES)), (draw(SIDES), min(100, draw(SIDES)))
     image, exif, file = Image.new(mode, size), Image.Exif(), io.BytesIO()
     exif[0x0112] = draw(st.integers(0, 9))  # the orientation
@@ -204,7 +207,7 @@ def pictures(draw: Draw) -> bytes:
 
 @st.composite
 def png_by_hand(draw: Draw) -> bytes:
-    """A PNG that says what it is not, and holds 64 MB of zeros as text, profile or pixels."""
+    """A PNG that lies about itself and holds 64 MB of zeros as text, profile or pixels."""
     head = (draw(FIELDS), draw(FIELDS), draw(st.sampled_from((8, 16, 1))), draw(st.integers(0, 7)))
     bombs = draw(st.lists(st.sampled_from(BOMBS), max_size=2))
     chunks = [b"IHDR" + struct.pack(">IIBB", *head) + bytes(3), *(b + BOMB for b in bombs), b"IEND"]
@@ -261,7 +264,7 @@ def flags_given(draw: Draw, here: Path) -> Case:
     one = pairs.map(lambda pair: ["=".join(pair)]) | pairs.map(lambda pair: [pair[0]])
     given = draw(st.lists(pairs.map(list) | one | words.map(lambda w: [w]), min_size=1, max_size=3))
     said: list[str] = sum(given, [])
-    # A command may write where it is told to, but not where the files of all cases are.
+    # A command may write where its flags say, but not into the folder that all cases share.
     for index, (before, word) in enumerate(zip(["", *said], list(said), strict=False)):
         if "--output" in (before, word.partition("=")[0]):
             said[index] = word.replace("HERE", "here")

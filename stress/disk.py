@@ -1,13 +1,13 @@
-"""Fail every call of a training that changes the disk, one after the other.
+"""Let each disk-changing call of a training fail, one run per call.
 
     python -m stress.disk
 
-The n-th call (opening to write, writing, syncing, renaming, removing, making a folder) fails, for
-every n that the training gets to: with EIO, it alone, and with ENOSPC, as every later one does. The
-training must end in one line on standard error and exit status 2, or go on to its end. What is on
-the disk must be whole and no older than with an earlier failure, and the same command must get from
-there to the files of an undisturbed run. The same holds with a clock that jumps, and for another
-user without a home, who may not write to the checkout (where this user is root).
+The calls are opening for writing, writing, syncing, renaming, removing and making a folder. For
+every n, the n-th call fails: once with EIO, alone, and once with ENOSPC, together with all later
+calls. The training must either finish or exit with status 2 and one line on standard error. The
+files on the disk must be intact and no older than after an earlier failure, and the same command
+must then reach the files of an undisturbed run. The check is repeated with a clock that jumps and,
+if run as root, as a user who has no home and cannot write to the checkout.
 """
 
 import errno
@@ -30,7 +30,7 @@ NOBODY = 65534
 
 
 class Wrong(Exception):
-    """A run ended as none should, or lost something."""
+    """A run ended badly or lost something."""
 
 
 def fail(number: int, code: int) -> Calls:
@@ -42,7 +42,7 @@ def fail(number: int, code: int) -> Calls:
 
 
 def check_end(life: Life, undisturbed: Undisturbed, run: Path) -> bool:
-    """Whether the run got to its end; Wrong where it ended neither there nor with one line."""
+    """Whether the run finished. Raises Wrong if it neither finished nor failed with one line."""
     life.wait()
     said = life.err.read_text()
     if life.status == 0 and undisturbed.equals(run):
@@ -58,7 +58,7 @@ def go_on(undisturbed: Undisturbed, run: Path) -> None:
 
 
 def fail_in_turn(code: int, undisturbed: Undisturbed, folder: Path, every: int) -> tuple[int, int]:
-    """Fail one call in `every`; returns how many failed, and how many runs that did not stop."""
+    """Fail one call in `every`. Returns the failed calls, and the runs that finished anyway."""
     reached, ended = (0, 0), 0
     numbers = range(1, undisturbed.calls + 1, every)
     for number in tqdm(numbers, errno.errorcode[code], mininterval=1):
@@ -78,7 +78,7 @@ def fail_in_turn(code: int, undisturbed: Undisturbed, folder: Path, every: int) 
 
 
 def jump(seed: int) -> Prepare:
-    """A clock that is put back and forth, and a computer that sleeps between two looks at it."""
+    """A wall clock that jumps both ways, and a monotonic clock that leaps, as after a sleep."""
 
     def prepare() -> None:
         chance, now = random.Random(seed), [0.0]
@@ -101,7 +101,7 @@ def become_nobody() -> None:
 
 
 def open_to_all(path: Path) -> bool:
-    """Whether another user can get to a folder and read it."""
+    """Whether any user can reach and read a folder."""
     return all(folder.stat().st_mode & 0o005 == 0o005 for folder in (path, *path.parents))
 
 

@@ -1,11 +1,11 @@
-"""Train for 200,000 steps, and see that nothing grows.
+"""Train for 200,000 steps and check that nothing grows.
 
     python -m stress.endurance
 
-A tiny network takes 100 steps an epoch, each of two images, in the real training loop with its
-evaluation and checkpoint an epoch. From the first tenth of the epochs to the last, open files must
-not grow, nor the processor time of a step, nor memory, but for a row of the history an epoch. Needs
-Linux (/proc).
+A tiny network runs through the real training loop: 100 steps of two images per epoch, then an
+evaluation and a checkpoint. Between the first and the last tenth of the epochs, the number of open
+files, the processor time per step and memory must not grow, except for one history row per epoch.
+Needs Linux (/proc).
 """
 
 import sys
@@ -24,15 +24,15 @@ from stress.small_run import small_run
 from training import checkpoint as checkpoints
 from training import run_folder
 
-BATCH, EPOCH = 2, 100  # images a step, steps an epoch
-MEGABYTES, SLOWER = 8.0, 1.25  # that the memory may grow by, and what a step may take of its time
-TIMED = 50_000  # steps from which on their time is judged: in fewer, the machine's noise decides
+BATCH, EPOCH = 2, 100  # images per step, steps per epoch
+MEGABYTES, SLOWER = 8.0, 1.25  # allowed growth of memory, and of a step's time as a factor
+TIMED = 50_000  # fewer steps are not judged by their time: noise would decide
 
 
 @dataclass(frozen=True)
 class Tenths:
-    """The least of a figure in the first and in the last tenth of the time: what only comes and
-    goes, such as a file that is being written or other work on the machine, is no growth."""
+    """The minimum of a measurement in the first and in the last tenth of the time. Minima ignore
+    what comes and goes, such as a file that is being written, or other work on the machine."""
 
     first: float
     last: float
@@ -44,8 +44,8 @@ class Tenths:
 
 
 def anonymous(process: Path) -> float:
-    """Megabytes that a process has in memory, without what is mapped from files, such as libraries,
-    which the system takes and gives back as it likes."""
+    """Megabytes of anonymous memory of a process. File-backed pages, such as libraries, are left
+    out because the kernel drops and reloads them at will."""
     for line in (process / "status").read_text().splitlines():
         if line.startswith("RssAnon"):
             return int(line.split()[1]) / 1024
@@ -53,12 +53,12 @@ def anonymous(process: Path) -> float:
 
 
 def count_processor_time() -> None:
-    """In the child: a step's time is not that of the machine's other work."""
+    """In the child: measure steps in processor time, so that other work does not count."""
     time.perf_counter = time.process_time
 
 
 def train(epochs: int, folder: Path) -> tuple[Tenths, Tenths, Tenths]:
-    """Megabytes, open files, and milliseconds a step, of a training of that many epochs."""
+    """Megabytes, open files and milliseconds per step of a training of `epochs` epochs."""
     flags = f"--epochs {epochs} --batch-size {BATCH} --checkpoint-minutes 5"
     run = folder / "run"
     life = small_run(run, *flags.split(), images=BATCH * EPOCH, prepare=count_processor_time)

@@ -1,13 +1,13 @@
-"""Let two trainings of one folder take turns, interrupt them at random, and hold a model to it.
+"""Interrupt two trainings of one folder at random and compare the disk with a model.
 
     python -m stress.histories
 
-A history is a random list of rules: one of two processes starts `train.py --resume auto` in the
-folder or goes on for some calls that change the disk; it gets SIGINT, SIGTERM or SIGHUP, or is
-killed; the disk fills up or has room again; the folder is removed. Between two rules both processes
-stand still in the middle of a call. All on the disk must then be whole and no older than before,
-and a process that ended must have had a reason to. In the end the same command gets to the files of
-an undisturbed run. Hypothesis draws the histories, and prints the shortest one that fails.
+A history is a random sequence of events: one of two processes starts `train.py --resume auto` or
+runs on for some disk-changing calls; it receives SIGINT, SIGTERM or SIGHUP, or is killed; the disk
+fills up or is freed; the folder is removed. Between two events both processes are stopped in the
+middle of a call. Everything on the disk must then be intact and no older than before, and a process
+that ended must have had a reason. At the end the same command must reach the files of an
+undisturbed run. Hypothesis draws the histories and prints the shortest one that fails.
 """
 
 import errno
@@ -37,13 +37,13 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
 class Process:
-    """A training that stands still after as many calls as it may take.
+    """A training that stops itself after a given number of disk-changing calls.
 
     Args:
-        full: the disk, as long as it is not 0; shared memory.
+        full: shared memory; the disk is full while it is not 0.
 
     Attributes:
-        reasons, signals: for which it may end before its end.
+        reasons, signals: why it may end early.
     """
 
     def __init__(self, run: Path, full: Any, calls: int) -> None:
@@ -73,7 +73,7 @@ class Process:
         os.kill(self.life.pid, number)
 
     def check_end(self) -> None:
-        """It ended well, or as it should for one of its reasons."""
+        """Check that it finished, or failed properly for one of its reasons."""
         status, said = self.life.status, self.life.err.read_text()
         if status == 2:
             lines = [line for line in said.splitlines() if not line.endswith(STAND_IN)]
@@ -84,7 +84,7 @@ class Process:
 
 
 class Histories(RuleBasedStateMachine):
-    """One history; the model is `reached`, the newest position that was seen on the disk."""
+    """One history. The model is `reached`, the newest position seen on the disk."""
 
     undisturbed: Undisturbed
     folder: Path
@@ -117,7 +117,7 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.processes)
     @rule(number=st.integers(0, 1), signal_number=st.sampled_from(SIGNALS))
     def interrupt(self, number: int, signal_number: int) -> None:
-        """It sees the signal once it goes on."""
+        """It handles the signal once it runs again."""
         self.pick(number).send(signal_number)
 
     @precondition(lambda self: self.processes)
@@ -135,10 +135,10 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.run.exists())
     @rule()
     def remove_the_folder(self) -> None:
-        """Those that were at work there go on to their end, one after the other."""
+        """The processes at work there then run to their end, one after the other."""
         self.note("removed")
         for process in [*self.processes.values(), None]:
-            shutil.rmtree(self.run, ignore_errors=True)  # also of one that had only just begun
+            shutil.rmtree(self.run, ignore_errors=True)  # also if a process has only just made it
             self.reached = (0, 0)
             if process is not None:
                 process.go_on(TO_THE_END)

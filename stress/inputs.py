@@ -2,11 +2,11 @@
 
     python -m stress.inputs
 
-Each case is a command in a process of its own, forked from one that has imported everything. It is
-to end with status 0, by a signal, or with 2 and one line on standard error, within 2 seconds of the
-processor and 300 MB beyond the imports. It prints no control bytes and valid JSON, runs no code and
-no program, and touches no network and no file but its own. Of a damaged file comes what comes of
-the intact one, or nothing. `--only N` repeats one case. Needs Linux.
+Each case runs a command in its own process, forked from one that has imported everything. It must
+exit with 0, with 2 and one line on standard error, or by a signal. It may use 2 s of processor time
+and 300 MB on top of the imports. It must print no control characters and only valid JSON, run no
+foreign code or program, and touch no network and no files but its own. A damaged file must be
+refused or give the same output as the intact one. `--only N` repeats one case. Needs Linux.
 """
 
 import ctypes
@@ -36,14 +36,14 @@ from stress.life import Life
 from stress.sandbox import Box
 
 SECONDS, MEGABYTES = 2.0, 300
-BLOCK = 20  # cases, of one kind, that Hypothesis draws from one seed
-DRAWN = 49  # one case of so many has its figures drawn, which takes a second more
+BLOCK = 20  # cases of one kind, drawn by Hypothesis from one seed
+DRAWN = 49  # one case in so many draws its figures, which takes a second more
 WELL = ("refused", "done")
 Result = tuple[str, str, float, int]  # kind, one of WELL or what went wrong, seconds, MB
 
 
 class Outcome(NamedTuple):
-    """How a command ended, what it printed and did that is forbidden, and what it took."""
+    """How a command ended, what it printed, its forbidden deeds, and its time and memory."""
 
     status: int
     out: list[str]
@@ -54,7 +54,7 @@ class Outcome(NamedTuple):
 
 
 def drawn(seed: int, block: int, here: Path) -> list[Case]:
-    """The cases of a block: the same each time."""
+    """The cases of a block, the same every time."""
     found: list[Case] = []
 
     @hypothesis.seed(seed * 10**9 + block)
@@ -74,17 +74,17 @@ def drawn(seed: int, block: int, here: Path) -> list[Case]:
 
 
 def carry_out(case: Case, box: Box, figures: bool) -> Outcome:
-    """Run a case's command in a folder of its own, which is removed."""
+    """Run a case's command in a temporary folder."""
     folder = Path(tempfile.mkdtemp(dir=box.folder))
     try:
         script, *arguments = box.lay_out(case, folder / "in")
-        ctypes.CDLL(None).malloc_trim(0)  # or a command would fill what this process has freed
+        ctypes.CDLL(None).malloc_trim(0)  # or freed memory would hide what a command takes
         resident, shared = map(int, Path("/proc/self/statm").read_text().split()[1:3])
         before = (resident - shared) * os.sysconf("SC_PAGE_SIZE")
         life = Life(script, arguments, folder, partial(box.enter, case, folder, figures))
         _, status, usage = os.wait4(life.pid, 0)
         out, err = (p.read_bytes().decode(errors="replace") for p in (life.out, life.err))
-        out = re.sub(r"[\d.]+ s, [\d,]+ images/s.*", "", out)  # times are others each time
+        out = re.sub(r"[\d.]+ s, [\d,]+ images/s.*", "", out)  # times differ each time
         deeds = (folder / "deeds").read_text() + leftovers(folder / "in")
         lines = out.split("\n")[:-1], err.split("\n")[:-1]
         seconds = usage.ru_utime + usage.ru_stime
@@ -103,7 +103,7 @@ def is_json(text: str) -> bool:
 
 
 def leftovers(folder: Path) -> str:
-    """Half-written files, and JSON files that are none, a line each."""
+    """Half-written files and invalid JSON files, one line each."""
     paths = [Path(place, name) for place, *found in os.walk(folder) for name in sum(found, [])]
     half = [path for path in paths if path.name.endswith((".unfinished", ".partial"))]
     half += [path for path in paths if path.suffix == ".json" and not is_json(path.read_text())]
@@ -111,7 +111,7 @@ def leftovers(folder: Path) -> str:
 
 
 def fault(case: Case, outcome: Outcome, figures: bool) -> str | None:
-    """What a command did that it must not; None where all is well."""
+    """The rule that the command broke, or None."""
     script, err = case.command[0], outcome.err
     errors = sum(line.startswith(f"{script}: error: ") for line in err)
     unread = 3 * len([*case.command, *case.files]) if script == "predict.py" else 0  # a line each
@@ -151,7 +151,7 @@ def run_block(block: int, box: Box, seed: int, only: int | None) -> list[Result]
 
 
 def report(results: list[Result]) -> str:
-    """A line a kind, and what it all took."""
+    """A line per kind of case, and the largest time and memory."""
     counts = Counter(
         (kind, verdict if verdict in WELL else "wrong") for kind, verdict, *_ in results
     )

@@ -1,13 +1,13 @@
-"""Kill trainings at random, resume them each time, and compare where they end.
+"""Kill trainings at random, resume them each time, and compare the final weights.
 
     python -m stress.kill
 
-Trains a tiny network on a few images with a checkpoint after every step. SIGKILL ends it: half of
-the times at one of the calls that change the disk (in the middle of a write, before a rename), a
-tenth of the times under torchrun's two processes (one, both, or the launcher), else at any moment.
-After each kill what is on the disk must be whole and no older than before; then the same command
-goes on. Every run that gets to its end must have the files of one that was never stopped, and the
-weights bit for bit. Needs a system that forks (Linux, macOS).
+A tiny network trains on a few images with a checkpoint after every step, and SIGKILL ends it. Half
+of the kills hit a call that changes the disk (in the middle of a write, before a rename). A tenth
+hit a training of two processes under torchrun: one of them, both, or the launcher. The rest come at
+any moment. After each kill the files on the disk must be intact and no older than before, and the
+same command continues. Every run that finishes must have the files of an undisturbed run, with the
+same weights bit for bit. Needs a system that forks (Linux, macOS).
 """
 
 import os
@@ -28,17 +28,17 @@ import utils
 from stress.life import PATIENCE, Calls, Life, get_ready
 from stress.small_run import Undisturbed, position, small_run
 
-Attack = Callable[[Path, random.Random, Undisturbed], Life]  # a life that may have been killed
+Attack = Callable[[Path, random.Random, Undisturbed], Life]  # a process that may have been killed
 
 
 @dataclass
 class Tally:
-    """What became of the kills."""
+    """The outcome of the kills."""
 
     kills: int = 0
-    half_written: int = 0  # kills that left a file behind under a passing name
-    finished: int = 0  # runs that got to their end
-    equal: int = 0  # of these, those with the files of the undisturbed run
+    half_written: int = 0  # kills that left a temporary file behind
+    finished: int = 0  # runs that finished
+    equal: int = 0  # of these, runs with the files of the undisturbed run
     lost: int = 0  # kills after which a file was damaged, gone, or older than before
 
     @property
@@ -72,7 +72,7 @@ def at_a_moment(run: Path, chance: random.Random, undisturbed: Undisturbed) -> L
 
 
 def of_two(run: Path, chance: random.Random, undisturbed: Undisturbed) -> Life:
-    """Of torchrun and its two processes, one or both of these."""
+    """Kill one or both of torchrun's two processes, or torchrun itself."""
     alive, end = os.pipe()  # which is closed when the last of them has ended
     life = small_run(run, processes=2)
     os.close(end)
@@ -92,7 +92,7 @@ def of_two(run: Path, chance: random.Random, undisturbed: Undisturbed) -> Life:
 
 
 def campaign(attack: Attack, kills: int, chance: random.Random, folder: Path, bar: tqdm) -> Tally:
-    """Attack trainings in `folder` until there were `kills` kills; the last one gets to its end."""
+    """Attack trainings in `folder` until `kills` kills hit; let the last training finish."""
     folder.mkdir()
     processes = 2 if attack is of_two else 1
     undisturbed = Undisturbed(folder / "undisturbed", processes)
@@ -121,7 +121,7 @@ def campaign(attack: Attack, kills: int, chance: random.Random, folder: Path, ba
 
 
 def reached_in(run: Path) -> tuple[int, int]:
-    """The position of what a kill left; (-1, -1) where it left something damaged."""
+    """The position that a kill left; (-1, -1) if it damaged a file."""
     try:
         return position(run)
     except utils.RunError as error:

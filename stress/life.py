@@ -1,4 +1,4 @@
-"""A command in a process of its own that can be killed, starved and looked at from outside."""
+"""A command in its own process, which the parent can kill, starve and observe."""
 
 import builtins
 import functools
@@ -26,28 +26,28 @@ import plots
 from benchmarks import common
 from plots.style import save
 
-# And what train.py imports, so that no child has to.
+# Also what train.py imports, so that no child has to import it.
 from training import checkpoint as checkpoints
 from training import compilation, figures, report, tensorboard  # noqa: F401
 from training.interruption import Interrupted, Interruption
 
-PATIENCE = 300.0  # seconds in which a command must do something
+PATIENCE = 300.0  # seconds that a command may take
 CHANGES = {"os.mkdir", "os.remove", "os.rename", "os.rmdir"}  # audit events, besides "open"
 Prepare = Callable[[], None]
 
 
 class Life:
-    """A script of the root as its user runs it, until its end or its kill.
+    """A script of this repository in a forked process, as its user runs it.
 
-    It is forked from this process, which has imported everything and started no thread.
+    This process must have imported everything and started no thread.
 
     Args:
-        folder: of the files `out` and `err`, with what it prints.
+        folder: receives the output as the files `out` and `err`.
         prepare: called in the child before the script.
-        processes: under torchrun, if more than one; its processes are forked, too.
+        processes: if more than one, under torchrun, also forked.
 
     Attributes:
-        pids: of those processes, by rank; 0 before and after their script.
+        pids: of the processes by rank; 0 before and after the script runs.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Life:
     def wait(
         self, condition: Callable[[], bool] = lambda: False, seconds: float = PATIENCE
     ) -> None:
-        """Return when `condition` is met, the command has ended or the time is over."""
+        """Wait until `condition` holds, the command has ended, or `seconds` have passed."""
         deadline = time.monotonic() + seconds
         while self.goes_on() and not condition() and time.monotonic() < deadline:
             time.sleep(0.0005)
@@ -97,7 +97,7 @@ class Life:
 
 
 def play(script: str, arguments: list[str], prepare: Prepare) -> int:
-    """Be that script, from its file; returns its exit status."""
+    """Run the script in this process; returns its exit status."""
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)
     sys.argv, sys.dont_write_bytecode = [script, *arguments], True
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as Python starts
@@ -113,7 +113,7 @@ def play(script: str, arguments: list[str], prepare: Prepare) -> int:
 
 
 def launch(pids: Any, act: Callable[[], int]) -> int:
-    """Be torchrun, whose processes are forked; returns its exit status."""
+    """Run torchrun in this process, with forked workers; returns its exit status."""
 
     def process() -> None:
         rank = int(os.environ["RANK"])
@@ -135,11 +135,11 @@ def launch(pids: Any, act: Callable[[], int]) -> int:
         return 1
 
 
-# ---------------------------------------------------------------------------- what saves its time
+# ---------------------------------------------------------------------------------------- shortcuts
 
 
 class Blank:
-    """A figure that takes no time to draw, and is written as any other."""
+    """A figure that takes no time to draw and is saved like any other."""
 
     def savefig(self, file: io.BytesIO, **options: object) -> None:
         file.write(b"a figure")
@@ -153,36 +153,36 @@ load = functools.cache(data.load)
 
 
 def get_ready() -> None:
-    """Before the first life: start no thread, and read and import what all lives do. Another user
-    may not be able to."""
+    """Call once before the first Life: import and read what every child needs, without threads.
+    A child that runs as another user may not be able to."""
     torch.set_num_threads(1)
     tqdm.monitor_interval = 0
-    tqdm.set_lock(threading.RLock())  # its own is shared with children, and one may die with it
+    # Its own lock is shared with children, and one may die holding it.
+    tqdm.set_lock(threading.RLock())
     for split in ("train", "val"):
         load("sample", data.DEFAULT_DIRECTORY, split)
     safetensors.torch.save({"imports": torch.zeros(1)})  # numpy's parts, at the first save
 
 
 def hurry(images: int) -> None:
-    """Have this process train and score on the first few images, and spend no time on figures, the
-    summary and git."""
+    """Have this process train and evaluate on a few images, and skip figures, summary and git."""
     data.load = lambda *arguments: common.first(load(*arguments), images)
     for figure in ("augmentation", "class_accuracy", "confusion_matrix", "validation"):
         setattr(plots, figure, blank)
-    figures.MAX_DRAWING = 1e9  # figures come each time, so that two runs do the same
+    figures.MAX_DRAWING = 1e9  # always draw, so that two runs make the same calls
     report.summary = lambda *arguments: ""
     report.checkout = dict
 
 
-# -------------------------------------------------------------------- what a child does to the disk
+# ------------------------------------------------------------------------------ disk-changing calls
 
 
 class Calls:
-    """A child's calls that change the disk: opening to write, writing, syncing, renaming, removing.
+    """Counts a child's disk-changing calls: open for writing, write, sync, rename, remove.
 
     Args:
-        act: called in the child with each one's number, from 1, before it, and in the middle of a
-            write. What it raises, the call raises.
+        act: called in the child before each call, and in the middle of a write, with the call's
+            number, from 1. If it raises, the call raises.
     """
 
     def __init__(self, act: Callable[[int], None] = lambda number: None) -> None:
@@ -198,7 +198,7 @@ class Calls:
         self.act(self.count)
 
     def watch(self) -> None:
-        """In the child: from now on."""
+        """In the child: start counting."""
         call, opened, fsync = self._call, builtins.open, os.fsync
 
         class InHalves(io.FileIO):
@@ -228,7 +228,7 @@ class Calls:
 
 @contextmanager
 def interrupted_after(checks: int) -> Iterator[None]:
-    """SIGTERM, as it were: a training asks for signals after each step."""
+    """Interrupt a training at its `checks`-th check for signals; it checks after each step."""
     original, remaining = Interruption.check, iter(range(checks - 1))
 
     def check(self: Interruption) -> None:
@@ -243,7 +243,7 @@ def interrupted_after(checks: int) -> Iterator[None]:
 
 
 def digest(content: dict[str, Any]) -> str:
-    """Of a checkpoint or of released weights, without the times."""
+    """The digest of a checkpoint or of released weights, without the times in it."""
     timed = {"seconds", "images_per_second"}
     rows = [{k: v for k, v in row.items() if k not in timed} for row in content["history"]]
     training = {**content.get("training", {}), "seconds": 0.0}

@@ -1,4 +1,4 @@
-"""Where hostile cases run: files that are in order, a server, and a watch over each process."""
+"""Where hostile cases run: intact files, a server, and an audit hook in each process."""
 
 import base64
 import gc
@@ -39,18 +39,18 @@ from training import checkpoint as checkpoints
 from training import devices, figures, onnx_files, settings
 
 IMAGES = 10  # of a split, at most
-CLOCK = 60  # seconds after which a command is ended, for others may have the processor
+CLOCK = 60  # seconds after which a command is killed, generous on a busy machine
 ADDRESS_SPACE = 8 << 30  # bytes, with the libraries
 SMALL = {"widths": (8, 16), "hidden": (8, 16), "depths": (1, 1, 1, 1)}  # of the mirror network
 FIGURES = ("class_accuracy", "confusion_matrix", "mistakes", "predictions", "validation")
 REAL = {name: getattr(plots, name) for name in FIGURES}
 
 
-# -------------------------------------------------------------------------- files that are in order
+# ------------------------------------------------------------------------------------- intact files
 
 
 def write_cifar10(here: Path) -> None:
-    """A small test split that from now on is taken for the real one, and its archive."""
+    """Write a small test split and its archive, and make this process accept them as CIFAR-10."""
     cifar10.BATCH_SIZE, name = 20, "test_batch"
     pixels = np.random.RandomState(0).randint(0, 256, (20, cifar10.PIXELS), np.uint8)
     labels = np.arange(20, dtype=np.uint8) % 10
@@ -68,8 +68,8 @@ def write_cifar10(here: Path) -> None:
 
 
 def write_checkpoints(here: Path) -> None:
-    """Of interrupted runs of two networks, and their weights, by train.py in this process, which so
-    imports all that it needs."""
+    """Write checkpoints of interrupted runs of two networks, and their weights. train.py runs in
+    this process, so that everything it needs is imported."""
     flags = f"--data sample --batch-size 5 --epochs 2 --output {here}/run --model".split()
     config_dict = models.config_dict
     for suffix, model, config in (("", "baseline", {}), ("-mirror", "under100k", SMALL)):
@@ -89,14 +89,14 @@ def write_checkpoints(here: Path) -> None:
 
 
 def convert(classifier: object, path: Path, metadata: dict[str, str]) -> None:
-    """What export.py hands to PyTorch's exporter, which takes seconds, ends here."""
+    """Stands in for PyTorch's exporter, which takes seconds."""
     for text in metadata.values():
         text.encode()  # or no ONNX file can hold it
     sys.exit()
 
 
 def hurry() -> None:
-    """A few images and blank figures, no patience with servers, and all that is imported late."""
+    """Use few images, blank figures and short timeouts, and import what is imported late."""
     tqdm.monitor_interval = 0  # no thread, for this process forks
     Image.init()
     life.hurry(IMAGES)
@@ -113,7 +113,7 @@ def hurry() -> None:
 
 
 class Mirror(socketserver.StreamRequestHandler):
-    """Answers what the path, written by cases.downloads, says."""
+    """Answers as the path says, which cases.downloads wrote."""
 
     archive = b""
 
@@ -132,7 +132,7 @@ class Mirror(socketserver.StreamRequestHandler):
                 time.sleep(0.001 if body == "endless" else 0.05)
 
 
-# ------------------------------------------------------------------------------------------ a watch
+# ----------------------------------------------------------------------------------- the audit hook
 
 CHANGES = "os.mkdir os.remove os.rmdir os.rename os.link os.truncate os.chmod shutil.rmtree".split()
 PROGRAMS = ("subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.spawn", "pty.")
@@ -142,14 +142,14 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
 def is_own(path: Any, folder: str) -> bool:
-    """Whether a command may write there: in its folder, and to devices."""
+    """Whether a command may write there: to its folder or to a device."""
     with suppress(ValueError, TypeError):  # it is no path, as the system will say, or is open
         return os.path.realpath(os.fsdecode(path)).startswith((folder, "/dev/", "/proc/"))
     return True
 
 
 def watch(folder: Path) -> Callable[[str, tuple[Any, ...]], None]:
-    """An audit hook that writes what a command must not do into `deeds`, and forbids it."""
+    """An audit hook that forbids what a command must not do and records it in `deeds`."""
     descriptor, own = os.open(folder / "deeds", os.O_WRONLY | os.O_CREAT), os.path.realpath(folder)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -172,8 +172,8 @@ def watch(folder: Path) -> Callable[[str, tuple[Any, ...]], None]:
 
 
 class Box:
-    """A folder that cases run in, with a server, from a process that has imported all that the
-    commands need."""
+    """A folder and a server for cases, in a process that has imported all that the commands
+    need."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.here = folder, folder / "here"
@@ -191,7 +191,7 @@ class Box:
         server.server_close()
 
     def lay_out(self, case: Case, folder: Path) -> list[str]:
-        """Write a case's files, and link those in order beside them; returns its command."""
+        """Write a case's files and link the intact ones beside them; returns its command."""
         folder.mkdir()
         for path, content in ((folder / name, content) for name, content in case.files.items()):
             path.parent.mkdir(exist_ok=True)
@@ -209,7 +209,7 @@ class Box:
         return [word.replace("HERE", here).replace("SERVER", server) for word in case.command]
 
     def enter(self, case: Case, folder: Path, drawn: bool) -> None:
-        """Make of this process, just forked, the one of a case."""
+        """Prepare this process, just forked, for a case."""
         os.chdir(folder / "in")
         tempfile.tempdir, settings.RUNS = str(folder), folder / "in" / "runs"
         data.DEFAULT_DIRECTORY = folder / "in" / "raw"

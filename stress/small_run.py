@@ -1,4 +1,4 @@
-"""A training of a second, of a tiny network on a few images, and what must come of it."""
+"""A one-second training of a tiny network on a few images, and its expected result."""
 
 import csv
 import itertools
@@ -23,8 +23,8 @@ _numbers = itertools.count()
 
 
 class Tiny(nn.Sequential):
-    """Images (N, 3, 32, 32) -> logits (N, 10). All that a checkpoint has to keep is there: weights,
-    running statistics and dropout's random state."""
+    """Images (N, 3, 32, 32) -> logits (N, 10). It has everything that a checkpoint must keep:
+    weights, running statistics and dropout's random state."""
 
     def __init__(self, config: BaselineConfig) -> None:
         head = (nn.Flatten(), nn.Linear(48, 10))
@@ -38,7 +38,7 @@ def small_run(
     processes: int = 1,
     images: int = IMAGES,
 ) -> Life:
-    """Train Tiny, as the baseline, on a few images, or go on with it."""
+    """Start or continue a training of Tiny, in the baseline's place, on a few images."""
 
     def begin() -> None:
         hurry(images)
@@ -52,7 +52,7 @@ def small_run(
 
 
 def position(folder: Path) -> tuple[int, int]:
-    """(epochs, batches) of the newest checkpoint of a run; (0, 0) where there is none.
+    """(epochs, batches) of a run's newest checkpoint; (0, 0) if there is none.
 
     Raises:
         utils.RunError: a file is damaged, or the history has other epochs.
@@ -71,7 +71,7 @@ def position(folder: Path) -> tuple[int, int]:
 
 
 class Undisturbed:
-    """A small run that nothing stops, in `folder`, and what came of it."""
+    """A small run in `folder` that nothing interrupts, and its result."""
 
     def __init__(self, folder: Path, processes: int = 1) -> None:
         begin, calls = time.monotonic(), Calls()

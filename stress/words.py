@@ -1,4 +1,4 @@
-"""Flags, names and words that a command may be given, and what a server may answer."""
+"""Flags, names and words for command lines, and answers of a server."""
 
 from dataclasses import fields
 
