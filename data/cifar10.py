@@ -9,6 +9,7 @@ sample/README.md).
 import csv
 import io
 import pickle
+import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,8 +219,11 @@ def _read_sheet(name: str) -> Tensor:
     try:
         if path.stat().st_size > SHEET_BYTES:
             raise DataError(f"{path.name} is larger than {SHEET_BYTES:,} bytes")
-        # Opening reads no further than the header, which tells whether to decode the rest.
-        with Image.open(path, formats=("PNG",)) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about a large image, which is refused below
+            # Opening reads no further than the header, which tells whether to decode the rest.
+            image = Image.open(path, formats=("PNG",))
+        with image:
             if image.size != size or image.mode != "RGB":
                 raise DataError(f"{path.name} is not an RGB image of {size[0]} x {size[1]} pixels")
             sheet = np.asarray(image)  # (640, 800, 3)
