@@ -159,7 +159,7 @@ def draw_explanations(
             for name, gate in gates.items()
         },
         output / "explanations.png",
-        title=f"{title}: what speaks for the predicted class",
+        title=f"{title}: Grad-CAM and channel attention",
     )
 
 

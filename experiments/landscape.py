@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
         "this repository, validation split": ours(),
         "as published, test split": published(PUBLISHED),
     }
-    plots.landscape(kinds, figure, title="CIFAR-10: accuracy and parameters")
+    plots.landscape(kinds, figure, title="CIFAR-10: accuracy and parameters", limit=100_000)
 
 
 if __name__ == "__main__":

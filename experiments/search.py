@@ -79,7 +79,7 @@ ABLATION = {
     ),
 }
 IN_WORDS = {  # as the figure names them
-    "full": "the whole network",
+    "full": "the complete network",
     "no_separable": "ordinary 3x3 instead of depthwise-separable convolutions",
     "no_dilated": "no dilation",
     "no_transposed": "1x1 and repeated pixels instead of the transposed convolution",

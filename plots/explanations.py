@@ -45,9 +45,11 @@ def explanations(
             for axes, values in zip(attentions, gates.values(), strict=True):
                 _draw_gates(axes, values, index)
                 axes.tick_params(labelbottom=index == count - 1, labelleft=axes is attentions[0])
+            if attentions:
+                attentions[0].set_ylabel("scale")
         for attention, name in enumerate(gates, start=3):
             rows[0][attention].set_title(name)
-            rows[-1][attention].set_xlabel("channel, by mean scale")
+            rows[-1][attention].set_xlabel("channel, sorted by mean")
         if gates:
             handles, labels = rows[0][3].get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside lower right", ncols=3, frameon=False)
@@ -101,10 +103,10 @@ def _draw_gates(axes: Axes, gates: np.ndarray, index: int) -> None:
     order = np.argsort(mean)
     mean, scale = mean[order], gates[index, order]
     channels = np.arange(len(mean))
-    axes.plot(channels, mean, color=GREY, linewidth=1, label="mean over the images")
+    axes.plot(channels, mean, color=GREY, linewidth=1, label="mean of all images")
     for chosen, color, label in (
-        (scale > mean, BLUE, "more in this one"),
-        (scale < mean, ORANGE, "less"),
+        (scale > mean, BLUE, "this image above it"),
+        (scale < mean, ORANGE, "below it"),
     ):
         low, high = mean[chosen], scale[chosen]
         axes.vlines(channels[chosen], low, high, color=color, linewidth=1.2, label=label)

@@ -50,13 +50,18 @@ class System:
 
 
 def landscape(
-    systems: Mapping[str, Sequence[System]], path: str | os.PathLike[str], *, title: str
+    systems: Mapping[str, Sequence[System]],
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+    limit: int | None = None,
 ) -> None:
     """Draw accuracy against the number of parameters, on a logarithmic axis, and name each system.
 
     A range of accuracies is a bar. "Fewer than" and "more than" are arrows.
 
     systems: one or two kinds -> the systems of each.
+    limit: a number of parameters to mark.
     """
     if not 0 < len(systems) <= len(CURVES) or not all(systems.values()):
         raise ValueError(f"pass one to {len(CURVES)} kinds, of at least one system each")
@@ -71,9 +76,13 @@ def landscape(
             for system in members:
                 _draw_system(axes, system, color, marker)
                 drawn.append((system, color))
+        if limit is not None:
+            axes.axvline(
+                limit, color=GREY, linewidth=1, linestyle="--", label=f"{limit:,} parameters"
+            )
         axes.margins(x=0.12, y=0.08)  # with room for the names
         _label_accuracy_over(axes, "parameters")
-        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
         figure.draw_without_rendering()  # the layout, which names are placed in
         figure.set_layout_engine("none")
         _name_systems(axes, drawn)
@@ -101,7 +110,7 @@ def _name_systems(axes: Axes, systems: Sequence[tuple[System, str]]) -> None:
     points = []
     for system, _ in systems:
         ends = [(system.parameters, 100 * value) for value in (system.low, system.high)]
-        box = Bbox(axes.transData.transform(ends)).padded(10)
+        box = Bbox(axes.transData.transform(ends)).padded(12)
         left, top = box.x0 - arrow * system.fewer, box.y1 + arrow * system.more
         points.append(Bbox.from_extents(left, box.y0, box.x1, top))
     texts = [

@@ -91,7 +91,7 @@ def augmented(count: int, epochs: int) -> tuple:
 
 
 ABLATION = {
-    "the whole network\n96,118 parameters": {0: 0.9, 1: 0.91},
+    "the complete network\n96,118 parameters": {0: 0.9, 1: 0.91},
     "without dilation": {0: 0.893, 1: 0.899},
     "ordinary convolutions that take many more weights instead of $x$": {1: 0.80, 0: 0.81},
 }
@@ -149,7 +149,7 @@ DRAW = {
     ),
     "ablation": lambda path: plots.ablation(ABLATION, path, title=TITLE),
     "ablation without a great loss": lambda path: plots.ablation(
-        {"the whole network": {0: 0.9}, "$x$": {0: 0.899}}, path, title=TITLE
+        {"the complete network": {0: 0.9}, "$x$": {0: 0.899}}, path, title=TITLE
     ),
     "landscape": lambda path: plots.landscape(
         {"ours": [System("under100k", 96_118, 0.93, 0.93)], "published": PUBLISHED},
@@ -426,13 +426,15 @@ def test_ablation_shows_every_seed_and_the_difference_of_the_means(tmp_path, fig
         "80.50 %  (\u221210.00)",
     ]
     assert far.get_xlim()[1] < 82 and near.get_xlim()[0] > 88  # each on its own scale
-    assert far.get_yticklabels()[0].get_text() == "the whole network\n96,118 parameters"
+    assert far.get_yticklabels()[0].get_text() == "the complete network\n96,118 parameters"
 
 
 def test_landscape_draws_bounds_as_arrows_and_ranges_as_bars(tmp_path, figures):
     kinds = {"ours": [System("net", 96_118, 0.93, 0.93)], "published": PUBLISHED}
-    plots.landscape(kinds, tmp_path / "figure.png", title="")
+    plots.landscape(kinds, tmp_path / "figure.png", title="", limit=100_000)
     (axes,) = figures[0].axes
+    (limit,) = [line for line in axes.get_lines() if line.get_linestyle() == "--"]
+    assert set(limit.get_xdata()) == {100_000} and "100,000 parameters" in words(figures[0])
     lines = [line.get_xydata().tolist() for line in axes.get_lines() if len(line.get_xdata())]
     assert [[96_118, 93.0]] in lines and [[40_000, 91.0]] in lines
     assert [[78_666, 86.0], [78_666, 87.0]] in lines

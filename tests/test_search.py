@@ -58,7 +58,7 @@ def test_the_ablation_is_drawn_at_its_largest_budget(tmp_path, monkeypatch):
         search.append(row, table)
     monkeypatch.setattr(plots, "ablation", lambda accuracies, path, title: drawn.append(accuracies))
     search.main(["--figure", str(tmp_path / "x.png"), "--output", str(table)])
-    whole, without = "the whole network", "no dilation"
+    whole, without = "the complete network", "no dilation"
     size = "\n96,118 parameters"
     assert drawn == [{whole + size: {0: 0.9, 1: 0.91}, without + size: {0: 0.89}}]
     assert search.IN_WORDS.keys() == search.ABLATION.keys()
