@@ -145,6 +145,10 @@ def plan_and_train(given: dict[str, Any], device: torch.device) -> None:
             return
         try:
             execute(plan, given, device, locks)
+        except torch.OutOfMemoryError as error:
+            raise utils.RunError(
+                f"device {str(device)!r} is out of memory: choose a smaller --batch-size"
+            ) from error
         except RuntimeError as error:
             if not distributed.is_lost(error):
                 raise

@@ -8,7 +8,8 @@ from torch import nn
 
 import data
 import models
-from training import compilation
+from training import compilation, epochs
+from training.interruption import Interruption
 from training.recipe import RECIPES
 from training.run import build_loader, build_run
 from training.settings import Settings
@@ -75,3 +76,20 @@ def test_what_cannot_be_compiled_is_refused(compiled, monkeypatch):
     monkeypatch.setattr(compilation, "pass_through", fail)
     with pytest.raises(RunError, match=r"\(Cannot find a working triton installation.\)$"):
         compilation.compile_network(run, loader)
+
+
+def test_an_evaluation_runs_the_network_as_it_is():
+    """A CUDA graph would overwrite the logits of the batch before."""
+    run, loader = fresh_run()
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    run.model.compile(backend=backend, dynamic=False)
+    with Interruption() as interruption:
+        evaluation = epochs.evaluate(run, loader, interruption)
+    assert evaluation.logits.shape == (10, 10) and not compiled
+    run.model(torch.zeros(1, 3, 32, 32))
+    assert compiled

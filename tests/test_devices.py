@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import fake_cuda
-from training import devices
+from training import devices, engine
 from utils import RunError
 
 CPU = torch.device("cpu")
@@ -50,6 +50,15 @@ def test_a_device_without_kernels_is_refused(monkeypatch, refused):
     assert "--device cpu" in said
 
 
+def test_questions_about_the_gpu_are_about_the_chosen_one(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(devices, "run_kernel", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for name in ("cuda:1", "cuda", "cpu"):
+        devices.pick_device(name)
+    assert chosen == [torch.device("cuda:1")]
+
+
 def test_precisions():
     assert devices.pick_precision("auto", CPU) in (torch.float32, torch.bfloat16)
     for name, dtype in devices.PRECISIONS.items():
@@ -58,6 +67,8 @@ def test_precisions():
     for name in ("fp16", "fp8"):
         with pytest.raises(RunError, match=name):
             devices.pick_precision(name, CPU)
+    with pytest.raises(RunError, match="fp16 is for CUDA"):
+        devices.pick_precision("fp16", torch.device("mps"))
 
 
 @pytest.mark.parametrize(
@@ -83,6 +94,30 @@ def test_where_no_precision_works_none_is_picked(without, capsys):
     without(*devices.PRECISIONS)
     with pytest.raises(RunError, match="fp32 does not work"):
         devices.pick_precision("auto", CPU)
+
+
+def test_a_gpu_whose_cudnn_lacks_a_convolution_does_without_cudnn(monkeypatch, capsys):
+    def why_not(device, precision):
+        return "no engine" if torch.backends.cudnn.enabled else None
+
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", True)
+    monkeypatch.setattr(devices, "candidates", lambda device: ["fp16", "fp32"])
+    monkeypatch.setattr(devices, "why_not", why_not)
+    assert devices.pick_precision("auto", torch.device("cuda")) == torch.float16
+    assert not torch.backends.cudnn.enabled
+    assert [line.split(": ")[-1] for line in capsys.readouterr().err.splitlines()] == [
+        "trying fp32",
+        "trying fp16 without cuDNN, slowly",
+    ]
+
+
+def test_out_of_memory_is_one_line(monkeypatch, refused, tmp_path):
+    def train_epoch(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+    monkeypatch.setattr(engine, "train_epoch", train_epoch)
+    said = refused("train.py", "--data", "sample", "--device", "cpu", "--output", tmp_path / "run")
+    assert "out of memory: choose a smaller --batch-size" in said
 
 
 def test_a_loss_that_is_no_number_is_a_failure(monkeypatch):

@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import data
+import models
 import train
 import utils
 from training import checkpoint as checkpoints
@@ -124,6 +126,17 @@ def evaluated():
     run = Run(settings, network(norm=True), None, None, None, None, None, CPU, None)
     evaluation = epochs.evaluate(run, shown, Interruption(agree=distributed.agree_on_signal))
     return {"logits": evaluation.logits, "labels": evaluation.labels}
+
+
+def test_only_statistics_are_averaged_over_the_processes():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model = distributed.wrap(models.build("under25k"), CPU)
+        norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+        statistics = [buffer for m in norms for buffer in (m.running_mean, m.running_var)]
+        assert list(map(id, model.averaged)) == list(map(id, statistics))
+    finally:
+        dist.destroy_process_group()
 
 
 # -------------------------------------------------------------------------------- the processes

@@ -46,6 +46,7 @@ def pass_through(run: Run, images: int, dtype: torch.dtype) -> None:
     run.model.train()
     batch = batch.contiguous(memory_format=torch.channels_last)
     with autocast(run.device, run.precision):
-        loss = run.loss(batch, run.model(batch), labels)
+        logits = run.model(batch)  # alive during the backward pass, as in training
+        loss = run.loss(batch, logits, labels)
     loss.backward()
     run.optimizer.zero_grad(set_to_none=True)

@@ -44,6 +44,8 @@ def pick_device(name: str) -> torch.device:
         raise utils.RunError(
             f"--device {name!r} is not usable here ({first_line(error)}){other}"
         ) from error
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # what PyTorch is asked about "the" GPU is asked about this
     return device
 
 
@@ -55,24 +57,30 @@ def run_kernel(device: torch.device) -> None:
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """The first precision in which a tiny training step works.
 
-    "auto" tries bfloat16 if the hardware has it, then float16 on CUDA devices, then float32, and
-    reports failures on standard error. Any other name is tried alone.
+    "auto" tries bfloat16 if the hardware has it, then float16 on CUDA devices, then float32. Any
+    other name is tried alone. If none works on a GPU, all are tried again without cuDNN, which has
+    no depthwise convolution for some older GPUs. Failures are reported on standard error.
 
     Raises:
         utils.RunError: the precision is unknown, or none works on the device.
     """
     if name not in ("auto", *PRECISIONS):
         raise utils.RunError(f"unknown precision {name!r}: choose one of {', '.join(PRECISIONS)}")
-    if name == "fp16" and device.type == "cpu":
+    if name == "fp16" and device.type != "cuda":
         raise utils.RunError("--precision fp16 is for CUDA devices: choose bf16 or fp32")
     names = candidates(device) if name == "auto" else [name]
-    for candidate, following in zip(names, [*names[1:], None], strict=True):
+    attempts = [(candidate, candidate) for candidate in names]
+    if device.type == "cuda":
+        attempts += [(candidate, f"{candidate} without cuDNN, slowly") for candidate in names]
+    for index, (candidate, _) in enumerate(attempts):
+        if index == len(names):
+            torch.backends.cudnn.enabled = False
         reason = why_not(device, PRECISIONS[candidate])
         if reason is None:
             return PRECISIONS[candidate]
         failure = f"precision {candidate} does not work on device {str(device)!r} ({reason})"
-        if following is not None:
-            print(utils.clean(f"{failure}: trying {following}", 400), file=sys.stderr)
+        if index + 1 < len(attempts):
+            print(utils.clean(f"{failure}: trying {attempts[index + 1][1]}", 400), file=sys.stderr)
     raise utils.RunError(f"{failure}: choose another --precision or --device")
 
 
@@ -149,6 +157,8 @@ def make_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
     # An operation without a deterministic form still runs, and PyTorch warns of it.
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # Nothing here reads uninitialised memory, so that filling it would only cost launches.
+    torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def first_line(error: BaseException) -> str:

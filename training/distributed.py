@@ -68,7 +68,7 @@ def pick_device(name: str) -> torch.device:
         return devices.pick_device(name)
     index, processes = int(os.environ["LOCAL_RANK"]), os.environ["LOCAL_WORLD_SIZE"]
     gpus = torch.cuda.device_count()
-    if index < gpus:
+    if index < gpus and name != "cpu":
         torch.cuda.set_device(index)  # first, so that no process takes memory of another's GPU
     device = devices.pick_device(name)
     if device.type == "cpu":
@@ -242,7 +242,8 @@ class DataParallel(DistributedDataParallel):
             super().__init__(
                 model, device_ids=[device] if on_gpu else None, broadcast_buffers=False
             )
-        buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        statistics = ("running_mean", "running_var")
+        buffers = [buffer for name, buffer in model.named_buffers() if name.endswith(statistics)]
         self.averaged = [] if synchronised else buffers
 
     def forward(self, images: Tensor) -> Tensor:
@@ -255,14 +256,13 @@ class DataParallel(DistributedDataParallel):
         return logits
 
     def _average_buffers(self, count: int) -> None:
-        numbers = [buffer.double().flatten() for buffer in self.averaged]
-        sums = count * torch.cat([*numbers, numbers[0].new_ones(1)])
+        one = self.averaged[0].new_ones(1)
+        sums = count * torch.cat([*(buffer.flatten() for buffer in self.averaged), one]).double()
         dist.all_reduce(sums)
         means = (sums[:-1] / sums[-1]).split([buffer.numel() for buffer in self.averaged])
-        for buffer, average in zip(self.averaged, means, strict=True):
-            # Through .data: autograd saved these buffers for backward, but does not read them in
-            # training, so the change is safe.
-            buffer.data.copy_(average.view_as(buffer))
+        # Through .data: autograd saved these buffers for backward, but does not read them in
+        # training, so the change is safe.
+        torch._foreach_copy_([buffer.data for buffer in self.averaged], list(means))
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:

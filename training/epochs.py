@@ -127,7 +127,9 @@ def evaluate(
         return None
     # This process may have no image of a very short batch, and not every layer accepts none.
     batches = (batch for batch in interruption.watch(loader) if len(batch[1]))
-    own = engine.evaluate(run.eval_model, batches, precision=run.precision)
+    # Without --compile's graphs, each of which overwrites the logits of the batch before.
+    with torch.compiler.set_stance("force_eager"):
+        own = engine.evaluate(run.eval_model, batches, precision=run.precision)
     # Each process classified a part of every batch: restore the order of the split.
     order = torch.arange(loader.images)
     places = torch.cat([order[loader.part(batch)] for batch in range(len(loader))])
