@@ -33,11 +33,13 @@ class Options:
 
     model: str = setting("network", default=models.names()[0], choices=models.names())
     recipe: str = setting(
-        "short: 16 epochs with less augmentation", default=NAMES[0], choices=NAMES
+        "default: the network's own; short: 16 epochs", default=NAMES[0], choices=NAMES
     )
     data: str = setting("auto: CIFAR-10, else the sample", default="auto", choices=data.SOURCES)
     eval_split: str = setting(
-        "scored after each epoch, held out of training", default="val", choices=EVAL_SPLITS
+        "scored after each epoch; val holds out 5,000 training images",
+        default="val",
+        choices=EVAL_SPLITS,
     )
     precision: str = setting(
         "of mixed-precision training", default="auto", choices=("auto", *devices.PRECISIONS)
