@@ -37,7 +37,7 @@ class Options:
     )
     data: str = setting("auto: CIFAR-10, else the sample", default="auto", choices=data.SOURCES)
     eval_split: str = setting(
-        "scored after each epoch; val holds out 5,000 training images",
+        "scored after each epoch; val: 5,000 held out",
         default="val",
         choices=EVAL_SPLITS,
     )
