@@ -9,6 +9,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice, repeat
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -100,12 +101,18 @@ def training_images(directory: Path, split: str, *, quick: bool) -> data.Split:
 
 
 def settings_for(
-    model: str, recipe: Recipe, split: data.Split, precision: torch.dtype, *, seed: int = 0
+    model: str,
+    recipe: Recipe,
+    split: data.Split,
+    precision: torch.dtype,
+    *,
+    seed: int = 0,
+    config: Mapping[str, object] = MappingProxyType({}),
 ) -> Settings:
     """Settings to train the network on `split`. Fewer images than a batch make one batch."""
     return Settings(
         model=model,
-        config=models.config_dict(model),
+        config=models.config_dict(model, **config),
         recipe=replace(recipe, batch_size=min(recipe.batch_size, len(split))),
         source=split.source,
         eval_split="none",
@@ -123,11 +130,18 @@ def training_loader(
 
 
 def fresh_run(
-    model: str, recipe: Recipe, split: data.Split, device: torch.device, *, seed: int = 0
+    model: str,
+    recipe: Recipe,
+    split: data.Split,
+    device: torch.device,
+    *,
+    seed: int = 0,
+    config: Mapping[str, object] = MappingProxyType({}),
 ) -> tuple[Run, data.Loader]:
-    """A run that trains a fresh network by `recipe`, and the batches of `split`."""
+    """A run that trains a fresh network by `recipe`, and the batches of `split`; `config` overrides
+    fields of the network's config."""
     precision = devices.pick_precision("auto", device)
-    settings = settings_for(model, recipe, split, precision, seed=seed)
+    settings = settings_for(model, recipe, split, precision, seed=seed, config=config)
     utils.seed_everything(seed)
     loader = build_loader(settings, split, device, train=True)
     return build_run(settings, device, len(loader)), loader

@@ -176,16 +176,18 @@ def test_time_to_accuracy_extrapolates_from_measured_epochs_and_says_so():
         rows, found = time_to_accuracy.reference_rows(run, history, accuracy)
         assert found == pytest.approx(minutes) and words in rows[-1].measure
     runs = [[Scored(30, 0.5), Scored(60, 0.81)]]
-    rows = time_to_accuracy.our_rows(runs, "under100k", 0.8, 25)
+    rows = time_to_accuracy.our_rows(runs, 0.8, 25)
     assert (rows[-1].part, rows[-1].median, rows[-1].met) == ("ratio", 25, True)
-    rows = time_to_accuracy.our_rows(runs, "under100k", 0.9, 25)
+    rows = time_to_accuracy.our_rows(runs, 0.9, 25)
     assert (rows[-1].measure, rows[-1].met) == ("accuracy, validation split", False)
 
 
-def test_time_to_accuracy_stops_where_it_is_reached():
-    recipe = time_to_accuracy.short_recipe("baseline", {"epochs": 3, "batch_size": 8})
+def test_time_to_accuracy_stops_where_it_is_reached(monkeypatch):
+    monkeypatch.setattr(time_to_accuracy, "MODEL", "baseline")
+    monkeypatch.setattr(time_to_accuracy, "CONFIG", {})
+    recipe = time_to_accuracy.short_recipe({"epochs": 3, "batch_size": 8})
     assert (recipe.schedule, recipe.epochs, recipe.milestones) == ("linear", 3, ())
-    run = time_to_accuracy.run_ours("baseline", recipe, noise(8), noise(8), CPU, accuracy=0, seed=0)
+    run = time_to_accuracy.run_ours(recipe, noise(8), noise(8), CPU, accuracy=0, seed=0)
     assert len(run) == 1 and run[0].seconds > 0
 
 
