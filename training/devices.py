@@ -158,7 +158,7 @@ def make_deterministic() -> None:
     # An operation without a deterministic form still runs, and PyTorch warns of it.
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Nothing here reads uninitialised memory, so that filling it would only cost launches.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def first_line(error: BaseException) -> str:
