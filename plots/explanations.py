@@ -45,8 +45,7 @@ def explanations(
             for axes, values in zip(attentions, gates.values(), strict=True):
                 _draw_gates(axes, values, index)
                 axes.tick_params(labelbottom=index == count - 1, labelleft=axes is attentions[0])
-            if attentions:
-                attentions[0].set_ylabel("scale")
+                axes.set_ylabel("scale" if axes is attentions[0] else "")
         for attention, name in enumerate(gates, start=3):
             rows[0][attention].set_title(name)
             rows[-1][attention].set_xlabel("channel, sorted by mean")
