@@ -38,6 +38,26 @@ def _import_models() -> types.ModuleType:
 _models = _import_models()
 
 
+def _load(name: str, pretrained: bool, config: dict[str, object]) -> torch.nn.Module:
+    """The network `name` in evaluation mode; see `under100k`."""
+    if not pretrained:
+        return _models.build(name, **config).eval()
+    if config:
+        raise ValueError("the released weights have their own config: pass no config")
+    path = _models.RELEASED_WEIGHTS.with_name(f"{name}.safetensors")
+    if not path.exists():
+        raise ValueError(f"no released weights at {path}: load with pretrained=False")
+    with safetensors.safe_open(path, "pt") as file:
+        checkpoint = json.loads(file.metadata()["content"])
+        names = [name for name in file.keys() if name.startswith("state_dict/")]  # noqa: SIM118
+        weights = {name.removeprefix("state_dict/"): file.get_tensor(name) for name in names}
+    network = _models.build(checkpoint["model"], **checkpoint["config"])
+    network.load_state_dict(weights)
+    network.normalization = checkpoint["normalization"]
+    network.classes = tuple(checkpoint["classes"])
+    return network.eval()
+
+
 def under100k(pretrained: bool = False, **config: object) -> torch.nn.Module:
     """The default network in evaluation mode: normalised images (N, 3, 32, 32) -> logits (N, 10).
 
@@ -49,20 +69,9 @@ def under100k(pretrained: bool = False, **config: object) -> torch.nn.Module:
     Raises:
         ValueError: the released weights are missing, or `config` is invalid.
     """
-    if not pretrained:
-        return _models.build("under100k", **config).eval()
-    if config:
-        raise ValueError("the released weights have their own config: pass no config")
-    if not _models.RELEASED_WEIGHTS.exists():
-        raise ValueError(
-            f"no released weights at {_models.RELEASED_WEIGHTS}: load with pretrained=False"
-        )
-    with safetensors.safe_open(_models.RELEASED_WEIGHTS, "pt") as file:
-        checkpoint = json.loads(file.metadata()["content"])
-        names = [name for name in file.keys() if name.startswith("state_dict/")]  # noqa: SIM118
-        weights = {name.removeprefix("state_dict/"): file.get_tensor(name) for name in names}
-    network = _models.build(checkpoint["model"], **checkpoint["config"])
-    network.load_state_dict(weights)
-    network.normalization = checkpoint["normalization"]
-    network.classes = tuple(checkpoint["classes"])
-    return network.eval()
+    return _load("under100k", pretrained, config)
+
+
+def under25k(pretrained: bool = False, **config: object) -> torch.nn.Module:
+    """The network with a quarter of the parameters; otherwise as `under100k`."""
+    return _load("under25k", pretrained, config)

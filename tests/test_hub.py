@@ -112,14 +112,16 @@ def test_a_program_keeps_its_own_modules_before_and_after(repository, weights):
     assert process.returncode == 0, process.stderr
 
 
-@pytest.mark.skipif(not models.RELEASED_WEIGHTS.exists(), reason="no weights are released yet")
-def test_the_released_weights_load():
-    network = torch.hub.load(str(ROOT), "under100k", source="local", pretrained=True)
+@pytest.mark.parametrize("name", ["under100k", "under25k"])
+def test_the_released_weights_load(name):
+    network = torch.hub.load(str(ROOT), name, source="local", pretrained=True)
     assert network.normalization == {"mean": list(data.MEAN), "std": list(data.STD)}
+    assert sum(p.numel() for p in network.parameters()) < 1000 * int(name[5:-1])
     assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 
 
-def test_the_network_is_the_only_entry_point():
+def test_the_released_networks_are_the_only_entry_points():
     """torch.hub.list names what is callable, but for private names."""
     entries = [name for name, value in vars(hubconf).items() if callable(value)]
-    assert [name for name in entries if not name.startswith("_")] == ["under100k"]
+    entries = [name for name in entries if not name.startswith("_")]
+    assert entries == ["under100k", "under25k"]
