@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TextIO, TypeVar
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 T = TypeVar("T")
 LARGEST_SEED = 2**63 - 1
@@ -246,8 +247,6 @@ def is_finite(model: nn.Module) -> bool:
 def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     """Multiply-accumulates of one image (C, H, W): the convolutions and matrix products that
     PyTorch's flop counter counts, two operations each."""
-    from torch.utils.flop_counter import FlopCounterMode  # here, because it imports triton
-
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, *input_size))
     return counter.get_total_flops() // 2

@@ -5,6 +5,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -128,7 +129,8 @@ def evaluate(
     # This process may have no image of a very short batch, and not every layer accepts none.
     batches = (batch for batch in interruption.watch(loader) if len(batch[1]))
     # Without --compile's graphs, each of which overwrites the logits of the batch before.
-    with torch.compiler.set_stance("force_eager"):
+    compiled = run.ema is None and run.model._compiled_call_impl is not None
+    with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
         own = engine.evaluate(run.eval_model, batches, precision=run.precision)
     # Each process classified a part of every batch: restore the order of the split.
     order = torch.arange(loader.images)
