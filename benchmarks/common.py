@@ -9,7 +9,6 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice, repeat
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -107,7 +106,7 @@ def settings_for(
     precision: torch.dtype,
     *,
     seed: int = 0,
-    config: Mapping[str, object] = MappingProxyType({}),
+    **config: object,
 ) -> Settings:
     """Settings to train the network on `split`. Fewer images than a batch make one batch."""
     return Settings(
@@ -136,12 +135,12 @@ def fresh_run(
     device: torch.device,
     *,
     seed: int = 0,
-    config: Mapping[str, object] = MappingProxyType({}),
+    **config: object,
 ) -> tuple[Run, data.Loader]:
     """A run that trains a fresh network by `recipe`, and the batches of `split`; `config` overrides
     fields of the network's config."""
     precision = devices.pick_precision("auto", device)
-    settings = settings_for(model, recipe, split, precision, seed=seed, config=config)
+    settings = settings_for(model, recipe, split, precision, seed=seed, **config)
     utils.seed_everything(seed)
     loader = build_loader(settings, split, device, train=True)
     return build_run(settings, device, len(loader)), loader

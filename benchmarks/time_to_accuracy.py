@@ -4,12 +4,12 @@
 
 Both train on the 45,000 images of the training split. Ours is a network of the default class, made
 for two epochs: one block at 32x32 pixels, and a short one-cycle recipe whose first epoch sees
-smaller images. The reference (reference.py) is the
-baseline network in the reference loop. It takes half an hour, so by default only two of its epochs
-are run, one before ours and one after it, and the time is extrapolated: their mean times the number
-of epochs to the accuracy. --history, a history.csv of the baseline and its recipe, gives this
-number; without it, all 50 epochs count. --train-reference runs the reference to the accuracy
-instead. The clocks run during training only, not during evaluation.
+smaller images. The reference (reference.py) is the baseline network in the reference loop. It takes
+half an hour, so by default only two of its epochs are run, one before ours and one after it, and
+the time is extrapolated: their mean times the number of epochs to the accuracy. --history, a
+history.csv of the baseline and its recipe, gives this number; without it, all 50 epochs count.
+--train-reference runs the reference to the accuracy instead. The clocks run during training only,
+not during evaluation.
 """
 
 import csv
@@ -107,7 +107,7 @@ def run_ours(
     seed: int,
 ) -> list[Scored]:
     """Train a fresh network in our loop, to the accuracy or the end of the recipe."""
-    run, loader = common.fresh_run(MODEL, recipe, train, device, seed=seed, config=CONFIG)
+    run, loader = common.fresh_run(MODEL, recipe, train, device, seed=seed, **CONFIG)
     eval_loader = build_loader(run.settings, val, device, train=False)
 
     def train_epoch(epoch: int) -> engine.Metrics:
