@@ -2,9 +2,11 @@
 
 from data.augment import (
     FLIPS,
+    MAX_COLOUR,
     MAX_CROP_PADDING,
     MAX_CUTOUT,
     MAX_MIXUP,
+    MAX_ROTATION,
     PADDING_MODES,
     Augmentation,
     cutout,
@@ -20,9 +22,11 @@ __all__ = [
     "CLASSES",
     "DEFAULT_DIRECTORY",
     "FLIPS",
+    "MAX_COLOUR",
     "MAX_CROP_PADDING",
     "MAX_CUTOUT",
     "MAX_MIXUP",
+    "MAX_ROTATION",
     "MEAN",
     "PADDING_MODES",
     "SOURCES",

@@ -5,6 +5,7 @@ batch, and a few tensor operations normalise it there (`augment.py`). There are 
 and no per-image Python.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.augment import NO_AUGMENTATION, Augmentation, cutout, mix, source_indices, within
+from data.augment import (
+    NO_AUGMENTATION,
+    Augmentation,
+    cutout,
+    mix,
+    recolour,
+    rotate,
+    source_indices,
+    within,
+)
 from data.batch_files import DataError
 from data.cifar10 import CLASSES, Split
 
@@ -28,6 +38,8 @@ class _Epoch:
     cut_rows: Tensor  # (N, H) of the images' dtype: 1 inside the cutout, else 0
     cut_columns: Tensor  # (N, W) likewise
     share: Tensor  # (N,): share of the second image in mixup
+    angle: Tensor  # (N,): of the rotation, in radians
+    colours: Tensor  # (N, 3): saturation, contrast, brightness
 
 
 def _generator(stream: int, seed: int, epoch: int) -> torch.Generator:
@@ -192,7 +204,10 @@ class Loader:
             first = torch.randint(2, (n,), generator=_generator(1, self.seed, 0)) == 1
             coin = first[index] ^ (epoch % 2 == 1)
         share = augmentation.mixup * torch.rand(n, generator=generator)
-        drawn = (index, crop_top, crop_left, coin, cutout_top, cutout_left, share)
+        angle = math.radians(augmentation.rotation) * (2 * torch.rand(n, generator=generator) - 1)
+        colours = augmentation.colour * (2 * torch.rand(n, 3, generator=generator) - 1)
+        colours += torch.tensor([1.0, 1.0, 0.0])
+        drawn = (index, crop_top, crop_left, coin, cutout_top, cutout_left, share, angle, colours)
         return self._prepare(*(numbers.to(self.device) for numbers in drawn))
 
     def _prepare(
@@ -204,6 +219,8 @@ class Loader:
         cutout_top: Tensor,
         cutout_left: Tensor,
         share: Tensor,
+        angle: Tensor,
+        colours: Tensor,
     ) -> _Epoch:
         """Everything that does not need the pixels, for the complete epoch at once: on a GPU this
         costs no more than one batch's operations."""
@@ -221,6 +238,8 @@ class Loader:
             within(cutout_top, augmentation.cutout, size).to(self.dtype),
             within(cutout_left, augmentation.cutout, size).to(self.dtype),
             share,
+            angle,
+            colours,
         )
 
     def _augmented(self, epoch: _Epoch, part: slice) -> tuple[Tensor, Tensor]:
@@ -229,11 +248,19 @@ class Loader:
             places.clamp_(max=len(self._pixels) - 1)
         # index_select copies whole pixels; plain indexing would go number by number.
         pixels = self._pixels.index_select(0, places.flatten()).view(*places.shape, 3)
-        pixels = pixels.float().sub_(self._shift).mul_(self._scale).to(self.dtype)
-        images = pixels.permute(0, 3, 1, 2)
+        pixels = pixels.float().sub_(self._shift).mul_(self._scale)
+        if self.augmentation.colour:
+            pixels = recolour(pixels, *epoch.colours[part].unbind(1))
+        if self.augmentation.rotation:
+            pixels = rotate(pixels.permute(0, 3, 1, 2), epoch.angle[part]).permute(0, 2, 3, 1)
+        images = pixels.to(self.dtype).contiguous().permute(0, 3, 1, 2)
         if self.augmentation.cutout:
             images = cutout(images, epoch.cut_rows[part], epoch.cut_columns[part])
         return images, self._labels.index_select(0, epoch.index[part])
+
+    def example(self, batch: int) -> tuple[Tensor, Tensor]:
+        """A batch like that one of any epoch: of its shapes, memory format and types."""
+        return self._batch(self._draw(0), batch)
 
     def _batch(self, epoch: _Epoch, batch: int) -> tuple[Tensor, Tensor]:
         part = self.part(batch)

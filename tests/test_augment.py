@@ -68,6 +68,45 @@ def test_normalize_against_the_definition(dtype):
     assert (error.numpy() <= 0.51 * torch.finfo(dtype).eps * np.abs(expected) + 1e-6).all()
 
 
+def rotated_slowly(image, angle):
+    """An image (C, H, W) rotated about its centre, pixel by pixel; mirrored at its edge."""
+    channels, height, width = image.shape
+    result = np.zeros(image.shape)
+    cos, sin = math.cos(angle), math.sin(angle)
+
+    def pixel(y, x):
+        y, x = (min(i, 2 * n - 1 - i) for i, n in ((y, height), (x, width)))
+        return image[:, max(y, -1 - y), max(x, -1 - x)]
+
+    for i in range(height):
+        for j in range(width):
+            y, x = i - (height - 1) / 2, j - (width - 1) / 2
+            y, x = sin * x + cos * y + (height - 1) / 2, cos * x - sin * y + (width - 1) / 2
+            top, left = math.floor(y), math.floor(x)
+            for dy, dx in ((0, 0), (0, 1), (1, 0), (1, 1)):
+                share = (1 - abs(y - top - dy)) * (1 - abs(x - left - dx))
+                result[:, i, j] += share * pixel(top + dy, left + dx)
+    return result
+
+
+def test_rotate_against_an_oracle():
+    images = torch.randn(6, 3, 16, 16)
+    angles = torch.tensor([0.0, math.pi / 2, math.pi, 0.2, -0.3, 1.0])
+    rotated = augment.rotate(images, angles)
+    assert torch.allclose(rotated[0], images[0], atol=1e-5)
+    assert torch.allclose(rotated[2], images[2].flip(1, 2), atol=1e-4)
+    for image, angle, shown in zip(images, angles, rotated, strict=True):
+        expected = rotated_slowly(image.double().numpy(), float(angle))
+        assert np.allclose(shown.numpy(), expected, atol=1e-4)
+
+
+def test_recolour_by_hand():
+    pixels = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 3.0]]).view(2, 1, 1, 3)
+    saturation, contrast = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 1.0])
+    shown = augment.recolour(pixels, saturation, contrast, torch.tensor([1.0, -1.0]))
+    assert shown.flatten(1).tolist() == [[1.5, 2.0, 2.5], [-2.0, -2.0, 4.0]]
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -80,6 +119,10 @@ def test_normalize_against_the_definition(dtype):
         {"mixup": -0.1},
         {"mixup": 0.6},
         {"mixup": math.nan},
+        {"rotation": -1},
+        {"rotation": 181},
+        {"colour": -0.1},
+        {"colour": 1.1},
     ],
 )
 def test_augmentation_refuses(wrong):

@@ -56,6 +56,10 @@ class Recipe:
     mixup: float = setting(
         "largest share of a second image, 0 for none", default=0.0, at_most=data.MAX_MIXUP
     )
+    rotation: float = setting("largest angle in degrees", default=0.0, at_most=data.MAX_ROTATION)
+    colour: float = setting(
+        "largest change of saturation, contrast, brightness", default=0.0, at_most=data.MAX_COLOUR
+    )
     distillation: float = setting("weight of --teacher in the loss", default=0.9, at_most=1)
     temperature: float = setting("of the softmax in distillation", default=2.0, above=0)
 
