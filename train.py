@@ -24,7 +24,7 @@ import utils
 from training import checkpoint as checkpoints
 from training import devices, distributed, report, tensorboard
 from training.checkpoint_content import released
-from training.compilation import compile_network
+from training.compilation import prepare
 from training.epochs import Saver, train
 from training.figures import AfterEpoch, draw, draw_augmentation, is_over
 from training.flags import add_flags, compact, file, folder
@@ -57,6 +57,7 @@ def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
         action="store_true",
         help="use torch.compile; adds minutes before the first step",
     )
+    add("--no-graph", action="store_true", help="on one GPU, do without a CUDA graph; slower")
     add("--deterministic", action="store_true", help="bit-identical reruns on GPUs, too; slower")
     add("--summary", action="store_true", help="print layers, parameters and MACs, and exit")
     add("-h", "--help", action="help", help="print this help and exit")
@@ -89,8 +90,7 @@ def execute(plan: Plan, given: dict[str, Any], device: torch.device, locks: Exit
         open_folder(plan, locks)
     utils.seed_everything(settings.seed)
     run = build_run(settings, device, len(loader))
-    if given.get("compile"):
-        compile_network(run, loader)
+    prepare(run, loader, compile="compile" in given, graph="no_graph" not in given)
     seed_dropout(settings.seed, 0)
     if plan.checkpoint is not None and plan.source is not None:
         # Last, because it restores the random state.

@@ -19,6 +19,7 @@ import data
 import models
 import utils
 from training import devices, engine
+from training.compilation import prepare
 from training.epochs import take_steps
 from training.recipe import Recipe
 from training.report import processor
@@ -143,7 +144,9 @@ def fresh_run(
     settings = settings_for(model, recipe, split, precision, seed=seed, **config)
     utils.seed_everything(seed)
     loader = build_loader(settings, split, device, train=True)
-    return build_run(settings, device, len(loader)), loader
+    run = build_run(settings, device, len(loader))
+    prepare(run, loader)
+    return run, loader
 
 
 def train(

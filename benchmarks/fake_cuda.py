@@ -31,6 +31,7 @@ from training.settings import Settings
 
 CUDA = torch.device("cuda")
 ITEM = torch.ops.aten._local_scalar_dense.default
+RECORDED = ("forward", "loss", "backward")  # the parts of a step in a graph
 NO_KERNEL = {
     "empty",
     "empty_like",
@@ -73,6 +74,11 @@ class Step:
     operations: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     waits: Counter[str] = field(default_factory=Counter)
     outputs: list[tuple[str, str, Tensor]] = field(default_factory=list)  # part, operation, tensor
+
+    @property
+    def launches_with_a_graph(self) -> int:
+        """As on one GPU: the graph of the passes, and the copies of images and labels into it."""
+        return self.launches.total() - sum(self.launches[part] for part in RECORDED) + 3
 
 
 class Watch(TorchDispatchMode):
@@ -161,7 +167,8 @@ def convolution_backend(select: Callable[..., Any]) -> Callable[..., Any]:
     whether cuDNN has them, and without a GPU takes the slow ones that know no channels_last."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        if args[0].dtype != torch.bfloat16:
+        images = args[0] if args else kwargs["input"]  # before PyTorch 2.14 all by keyword
+        if images.dtype != torch.bfloat16:
             return select(*args, **kwargs)
         backends = torch._C._ConvBackend  # type: ignore[attr-defined]
         return backends.CudnnTranspose if kwargs["transposed"] else backends.Cudnn

@@ -5,7 +5,8 @@
 needs no GPU: it takes a few steps with tensors that have no values (fake_cuda.py). Each launch
 costs Python and PyTorch 5 to 10 microseconds, so on a fast GPU a small network's step takes about
 as long as its launches. An operation counts as one launch even if it runs several kernels without
-Python, as a cuDNN convolution or `_foreach_lerp_` over many tensors may.
+Python, as a cuDNN convolution or `_foreach_lerp_` over many tensors may. On one GPU, forward pass,
+loss and backward pass are a CUDA graph, which is one launch (training/compilation.py).
 """
 
 import dataclasses
@@ -38,12 +39,13 @@ def main() -> None:
     parser = utils.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--operations", action="store_true", help="name them, with their number")
     named = parser.parse_args().operations
-    rows: list[tuple[str, ...]] = [("network", "precision", *PARTS, "all", "waits")]
+    rows: list[tuple[str, ...]] = [("network", "precision", *PARTS, "all", "with graph", "waits")]
     for model in models.names():
         for precision in devices.PRECISIONS:
             step = last_step(model, precision)
             counts = [step.launches[part] for part in PARTS]
-            numbers = (*counts, step.launches.total(), step.waits.total())
+            totals = (step.launches.total(), step.launches_with_a_graph, step.waits.total())
+            numbers = (*counts, *totals)
             rows.append((model, precision, *map(str, numbers)))
             for part in PARTS if named else ():
                 names = step.operations[part].most_common()

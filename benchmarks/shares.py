@@ -74,6 +74,7 @@ def shares_of_a_step(
 ) -> dict[str, float]:
     """Profile `steps` steps after `record_parts`. Returns each part's fraction of the time and that
     of "other", together 1, and as "read" the values read from the device per step."""
+    run.recorded.clear()  # passes in one launch have no parts
     metrics = engine.RunningMetrics(device)
     metrics.update = recorded("statistics", metrics.update, device)
     metrics.compute = recorded("statistics", metrics.compute, device)

@@ -34,6 +34,7 @@ import plots
 import utils
 from benchmarks import common
 from training import devices, engine
+from training.compilation import prepare
 from training.recipe import RECIPES, SHORT, RecipeError
 from training.run import build_loaders, build_run
 from training.settings import Settings
@@ -130,6 +131,7 @@ def timer(candidate: Candidate, directory: Path, device: torch.device) -> Callab
     settings = settings_of(candidate, 1, 0, device)
     loader, _ = build_loaders(settings, directory, device)
     run = build_run(settings, device, len(loader))
+    prepare(run, loader)
 
     def train(batches: Iterable[tuple[Tensor, Tensor]]) -> int:
         return common.train(run, batches).total
@@ -165,6 +167,7 @@ def measure(
     assert eval_loader is not None, "a candidate is scored"
     utils.seed_everything(seed)
     run = build_run(settings, device, len(loader))
+    prepare(run, loader)
     start = time.perf_counter()
     for epoch in range(epochs):
         loader.set_epoch(epoch)

@@ -31,6 +31,27 @@ def merge_phases(x: Tensor, dilation: int) -> Tensor:
     return x.permute(0, 3, 1, 4, 2, 5).reshape(n // (d * d), h * d, w * d, c).permute(0, 3, 1, 2)
 
 
+def dense(kernel: Tensor, groups: int) -> Tensor:
+    """A kernel (C', C / groups, H, W) of a convolution in groups, as one (C', C, H, W) of a
+    convolution without: zero between the groups.
+
+    For a transposed convolution likewise, from (C, C' / groups, H, W) to (C, C', H, W).
+    """
+    blocks = kernel.unflatten(0, (groups, -1))  # (groups, C' / groups, C / groups, H, W)
+    diagonal = torch.eye(groups, dtype=kernel.dtype, device=kernel.device)
+    spread = blocks[:, :, None] * diagonal[:, None, :, None, None, None]
+    return spread.flatten(2, 3).flatten(0, 1)
+
+
+def ungrouped(kernel: Tensor, groups: int, x: Tensor) -> tuple[Tensor, int]:
+    """The kernel and the number of groups to convolve `x` with.
+
+    cuDNN's convolutions in groups convert the layout of all operands, and take many times as long
+    as the dense one, whose products with zeros cost a GPU next to nothing.
+    """
+    return (dense(kernel, groups), 1) if x.is_cuda and groups > 1 else (kernel, groups)
+
+
 class DepthwiseConv2d(TiedModule, nn.Conv2d):
     """Depthwise 3x3 convolution, one filter a channel, that keeps height and width.
 
@@ -131,9 +152,9 @@ class PatchConv2d(PointwiseConv2d):
         return tie(self._square(half)).flatten(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel = self._square(self.tied("weight"))
+        kernel, groups = ungrouped(self._square(self.tied("weight")), self.groups, x)
         return F.conv2d(
-            x, kernel, stride=self.patch_stride, padding=self.patch_padding, groups=self.groups
+            x, kernel, stride=self.patch_stride, padding=self.patch_padding, groups=groups
         )
 
 
@@ -159,4 +180,5 @@ class TransposedConv2d(TiedModule, nn.ConvTranspose2d):
             self.tie("weight", self.weight[: channels // 2], flipped)
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        return F.conv_transpose2d(x, self.tied("weight"), stride=2, groups=self.groups)
+        kernel, groups = ungrouped(self.tied("weight"), self.groups, x)
+        return F.conv_transpose2d(x, kernel, stride=2, groups=groups)

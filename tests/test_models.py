@@ -9,7 +9,7 @@ from torch import nn
 
 import models
 import utils
-from models import ModelError, blocks, mirror
+from models import ModelError, blocks, convolutions, mirror
 from training import report
 
 # A network that changes on purpose changes its line here.
@@ -347,6 +347,16 @@ def test_pointwise_convolution_is_an_ordinary_one_with_a_matrix():
     x = torch.randn(2, 6, 5, 3)
     expected = F.conv2d(x, block.weight.view(4, 3, 1, 1), block.bias, groups=2)
     torch.testing.assert_close(block(x), expected)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_dense_kernel_convolves_as_the_groups_do(transposed):
+    x = torch.randn(2, 8, 6, 10, dtype=torch.float64)
+    convolve = F.conv_transpose2d if transposed else F.conv2d
+    channels = (8, 3) if transposed else (12, 2)
+    kernel = torch.randn(*channels, 2, 2, dtype=torch.float64)
+    expected = convolve(x, kernel, stride=2, groups=4)
+    torch.testing.assert_close(convolve(x, convolutions.dense(kernel, 4), stride=2), expected)
 
 
 def test_phases_are_every_second_pixel():

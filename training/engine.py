@@ -1,9 +1,10 @@
 """The two loops: train a network for one epoch, evaluate it on one split."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import repeat
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from training.ema import WeightAverage
 Batches = Iterable[tuple[Tensor, Tensor]]
 # (images, logits, labels) of a batch, which may be empty -> a scalar (see training/loss.py).
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+# Passes recorded as CUDA graphs, by the shapes of images and labels (see compilation.py).
+Recorded = Mapping[tuple[torch.Size, torch.Size], Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,28 @@ def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
+@dataclass(frozen=True)
+class Passes:
+    """The forward and the backward pass of a batch, in mixed precision: the gradients are left in
+    the parameters. `weight` is a factor on the loss."""
+
+    model: nn.Module
+    loss_of: Loss
+    scaler: GradScaler
+    precision: torch.dtype
+
+    def __call__(
+        self, images: Tensor, labels: Tensor, weight: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the loss, a scalar, and the logits (N, K), detached: their graph beside the next
+        one would take 0.1 GB on a CPU."""
+        with autocast(images.device, self.precision):
+            logits = self.model(images)
+            loss = self.loss_of(images, logits, labels)
+        self.scaler.scale(loss if weight == 1 else weight * loss).backward()
+        return loss.detach(), logits.detach()
+
+
 def train_epoch(
     model: nn.Module,
     batches: Batches,
@@ -127,6 +152,7 @@ def train_epoch(
     metrics: RunningMetrics,
     *,
     precision: torch.dtype,
+    recorded: Recorded = MappingProxyType({}),
     weights: Iterable[float] = repeat(1.0),
     after_step: Callable[[Tensor], None] = lambda loss: None,
 ) -> Metrics:
@@ -135,25 +161,25 @@ def train_epoch(
     Args:
         batches: images (N, 3, H, W) and their labels, (N,) or the share of each class (N, K).
         metrics: sums to add to; not empty if the epoch was interrupted and resumed.
+        recorded: batches of these shapes take recorded passes; their weights are 1.
         weights: a factor on each batch's loss; not 1 if the batch is a process's part of a larger
             one (see data.Loader.weights). Such a part may be empty.
-        after_step: called after every step with the loss of the batch, a scalar on the device.
+        after_step: called after every step with the loss of the batch, a scalar on the device that
+            may change with the next step.
     """
     model.train()
+    passes = Passes(model, loss_of, scaler, precision)
     for (images, labels), weight in zip(batches, weights, strict=False):
         optimizer.zero_grad(set_to_none=True)
-        with autocast(images.device, precision):
-            logits = model(images)
-            loss = loss_of(images, logits, labels)
-        scaler.scale(loss if weight == 1 else weight * loss).backward()
+        replay = recorded.get((images.shape, labels.shape))
+        loss, logits = replay(images, labels) if replay else passes(images, labels, weight)
         scaler.step(optimizer)
         scaler.update()
         scheduler.step()
         if ema is not None:
             ema.update()
         metrics.update(loss, logits, labels)
-        after_step(loss.detach())
-        del logits, loss  # and their graph: beside the next one it would take 0.1 GB on a CPU
+        after_step(loss)
     return metrics.compute()
 
 

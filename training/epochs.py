@@ -103,6 +103,7 @@ def take_steps(
         run.scaler,
         metrics,
         precision=run.precision,
+        recorded=run.recorded,
         weights=weights,
         after_step=after_step,
     )
@@ -128,7 +129,7 @@ def evaluate(
         return None
     # This process may have no image of a very short batch, and not every layer accepts none.
     batches = (batch for batch in interruption.watch(loader) if len(batch[1]))
-    # Without --compile's graphs, each of which overwrites the logits of the batch before.
+    # Compiling the evaluation of a network, too, would take longer than it saves.
     compiled = run.ema is None and run.model._compiled_call_impl is not None
     with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
         own = engine.evaluate(run.eval_model, batches, precision=run.precision)

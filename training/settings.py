@@ -273,6 +273,7 @@ UNSAVED_FLAGS = (
     "data_dir",
     "device",
     "compile",
+    "no_graph",
     "deterministic",
     "checkpoint_minutes",
     "tensorboard",
