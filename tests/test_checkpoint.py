@@ -271,6 +271,19 @@ def test_a_network_that_does_not_fit_its_weights(content, change):
         checkpoints.rebuild(models.build, content, "a.safetensors")
 
 
+def test_weights_in_half_precision_compute_in_full(content):
+    network = models.build("baseline")
+    halves = {
+        name: tensor.half() if tensor.is_floating_point() else tensor
+        for name, tensor in network.state_dict().items()
+    }
+    content |= {"model": "baseline", "config": {}, "state_dict": halves}
+    rebuilt = checkpoints.rebuild(models.build, content, "a.safetensors").state_dict()
+    for name, tensor in network.state_dict().items():
+        assert rebuilt[name].dtype == tensor.dtype
+        torch.testing.assert_close(rebuilt[name], tensor, rtol=1e-3, atol=1e-6)
+
+
 def test_equal_structure():
     expected = {"a": [1, 2.5, None], "b": torch.zeros(2), "c": {"on": True, "name": "x"}}
     check_like(expected, {"a": [7, 3, None], "b": torch.ones(2), "c": expected["c"]})

@@ -181,12 +181,19 @@ def rebuild(build: Callable[..., nn.Module], content: dict[str, Any], path: Path
         with torch.device("meta"), _no_more_parameters_than(most), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a damaged config, which the next line refuses
             model = build(content["model"], **content["config"])
-        check_like(model.state_dict(), content["state_dict"], "state_dict")
-        model.load_state_dict(content["state_dict"], assign=True)
+        state = {name: _full_precision(tensor) for name, tensor in content["state_dict"].items()}
+        check_like(model.state_dict(), state, "state_dict")
+        model.load_state_dict(state, assign=True)
     except DAMAGED as e:
         reason = " ".join(str(e).split())
         raise RunError(f"{path} holds weights of another network: {reason:.200}") from e
     return model
+
+
+def _full_precision(tensor: Tensor) -> Tensor:
+    """Released weights may be stored in float16, which halves the file: the network computes with
+    them in float32."""
+    return tensor.float() if tensor.dtype == torch.float16 else tensor
 
 
 @contextmanager
