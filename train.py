@@ -1,7 +1,6 @@
 """Train a CIFAR-10 classifier: `python train.py` is the recipe behind the released weights.
 
-`torchrun --nproc-per-node=N train.py` trains the same with N processes, on N GPUs or, with
-`--device cpu`, on one CPU thread each (OMP_NUM_THREADS changes that).
+`torchrun --nproc-per-node=N train.py` does it on N GPUs or, with `--device cpu`, N CPU threads.
 """
 
 import argparse
@@ -66,8 +65,7 @@ def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
     add("--data-dir", type=folder, metavar="DIR", help=here)
     add("--download-url", metavar="URL", help="mirror of cifar-10-python.tar.gz")
     add("--output", type=folder, metavar="DIR", help="folder for the run (runs/NETWORK-TIME)")
-    resumed = "continue the run in this folder or checkpoint; auto: the latest in --output or,"
-    resumed += " without it, in runs; a new run if there is none"
+    resumed = "continue this run; auto: the latest in --output or runs, else a new one"
     add("--resume", type=folder, metavar="PATH", help=resumed)
     taught = "distil from these checkpoints; several share each batch"
     add("--teacher", nargs="+", type=file, metavar="F", help=taught)

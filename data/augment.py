@@ -17,7 +17,7 @@ PADDING_MODES = ("reflect", "zeros")
 FLIPS = ("none", "random", "alternating")
 MAX_CROP_PADDING, MAX_CUTOUT = 31, 32  # pixels
 MAX_MIXUP = 0.5
-MAX_ROTATION, MAX_COLOUR = 180.0, 1.0  # degrees; share
+MAX_ROTATION, MAX_COLOUR = 180, 1  # degrees; share
 
 
 @dataclass(frozen=True)
