@@ -1,10 +1,9 @@
 """The two loops: train a network for one epoch, evaluate it on one split."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import repeat
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 # (images, logits, labels) of a batch, which may be empty -> a scalar (see training/loss.py).
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 # Passes recorded as CUDA graphs, by the shapes of images and labels (see compilation.py).
-Recorded = Mapping[tuple[torch.Size, torch.Size], Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]]
+Recorded = dict[tuple[torch.Size, torch.Size], Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ def train_epoch(
     metrics: RunningMetrics,
     *,
     precision: torch.dtype,
-    recorded: Recorded = MappingProxyType({}),
+    recorded: Recorded | None = None,
     weights: Iterable[float] = repeat(1.0),
     after_step: Callable[[Tensor], None] = lambda loss: None,
 ) -> Metrics:
@@ -171,7 +170,7 @@ def train_epoch(
     passes = Passes(model, loss_of, scaler, precision)
     for (images, labels), weight in zip(batches, weights, strict=False):
         optimizer.zero_grad(set_to_none=True)
-        replay = recorded.get((images.shape, labels.shape))
+        replay = recorded.get((images.shape, labels.shape)) if recorded else None
         loss, logits = replay(images, labels) if replay else passes(images, labels, weight)
         scaler.step(optimizer)
         scaler.update()

@@ -47,7 +47,7 @@ class Run:
     seconds: float = 0.0  # spent on them
     epoch: int = 0  # epochs behind
     history: list[dict[str, Any]] = field(default_factory=list)
-    recorded: dict[Any, Any] = field(default_factory=dict)  # see compilation.py
+    recorded: engine.Recorded = field(default_factory=dict)  # see compilation.py
 
     @property
     def precision(self) -> torch.dtype:
