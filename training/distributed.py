@@ -151,6 +151,15 @@ def process_group(device: torch.device) -> Iterator[None]:
     dist.destroy_process_group()  # not after an error, when it would wait for the others
 
 
+def leave() -> None:
+    """End a finished process of torchrun at once, without the interpreter's teardown: in it a
+    native thread was seen to abort the process, for which the other machines then waited."""
+    if is_launched():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
 # ------------------------------------------------------------------ what the processes exchange
 
 
