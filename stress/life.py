@@ -28,7 +28,7 @@ from plots.style import save
 
 # Also what train.py imports, so that no child has to import it.
 from training import checkpoint as checkpoints
-from training import compilation, figures, report, tensorboard  # noqa: F401
+from training import compilation, distributed, figures, report, tensorboard  # noqa: F401
 from training.interruption import Interrupted, Interruption
 
 PATIENCE = 300.0  # seconds that a command may take
@@ -118,6 +118,7 @@ def launch(pids: Any, act: Callable[[], int]) -> int:
     def process() -> None:
         rank = int(os.environ["RANK"])
         pids[rank] = os.getpid()
+        distributed.leave = lambda: None  # the launcher waits for this function to return
         status = act()
         pids[rank] = 0  # the launcher waits forever if one is killed as it says that it has ended
         if status:
