@@ -63,6 +63,8 @@ def test_ctrl_c_while_pytorch_is_imported_says_nothing(script, tmp_path):
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # A shell has its background jobs ignore Ctrl-C, and pytest may be one of them.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout.readline() == b"here\n"
     process.send_signal(signal.SIGINT)
