@@ -1,6 +1,6 @@
 """Train a CIFAR-10 classifier: `python train.py` is the recipe behind the released weights.
 
-`torchrun --nproc-per-node=N train.py` does it on N GPUs or, with `--device cpu`, N CPU threads.
+`torchrun --nproc-per-node=N train.py` does it on N GPUs or, with `--device cpu`, in N processes.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
         help="use torch.compile; adds minutes before the first step",
     )
     add("--no-graph", action="store_true", help="on one GPU, do without a CUDA graph; slower")
-    add("--deterministic", action="store_true", help="bit-identical reruns on GPUs, too; slower")
+    add("--deterministic", action="store_true", help="deterministic algorithms on GPUs; slower")
     add("--summary", action="store_true", help="print layers, parameters and MACs, and exit")
     add("-h", "--help", action="help", help="print this help and exit")
     add = parser.add_argument_group("files").add_argument

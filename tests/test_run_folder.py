@@ -91,6 +91,9 @@ def test_a_folder_is_claimed_for_its_own_run_alone(tmp_path):
         other = tmp_path / run_folder.LAST
         with pytest.raises(RunError, match="already holds a run"):
             run_folder.claim(run, other, other)
+        copy = run / "after_72_epochs.safetensors"  # what was trained since would be lost
+        with pytest.raises(RunError, match="already holds a run"):
+            run_folder.claim(run, copy, copy)
     run_folder.claim(run, last, last)
     assert last.read_bytes() == b"last.safetensors"
     run_folder.claim(run, last, run / run_folder.PREVIOUS)  # which stood in for a damaged one

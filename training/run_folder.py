@@ -69,6 +69,8 @@ def _check_lock(folder: Path) -> None:
 def claim(folder: Path, resumed: Path | None, source: Path | None) -> None:
     """Check that the locked folder is free for a new run, or holds the run to resume.
 
+    A checkpoint of another name is a copy: going on from it would replace what was trained since.
+
     Args:
         resumed: the checkpoint that the user asked for, None for a new run.
         source: the checkpoint that was intact; it takes the place of a damaged one.
@@ -76,7 +78,8 @@ def claim(folder: Path, resumed: Path | None, source: Path | None) -> None:
     Raises:
         RunError: the folder holds another run.
     """
-    if resumed is None or resumed.resolve().parent != folder.resolve():
+    own = [(folder / name).resolve() for name in (LAST, PREVIOUS)]
+    if resumed is None or resumed.resolve() not in own:
         if (folder / LAST).exists() or (folder / PREVIOUS).exists():
             raise RunError(f"{folder} already holds a run: resume it, or choose another --output")
     elif source is not None and source != resumed:
