@@ -31,6 +31,7 @@ from training.interruption import Interrupted
 from training.recipe import RECIPES, RecipeError
 from training.run import Run, build_loaders, build_run, resume, seed_dropout
 from training.settings import Options, Plan, make_plan, open_folder, resume_command
+from training.weights import load_again
 
 SAMPLE_WARNING = (
     "*** NOT CIFAR-10: trained on the built-in sample of 2,000 images. The accuracy only shows that"
@@ -42,7 +43,7 @@ def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
     """The flags given, by name; omitted flags are absent."""
     parser = utils.ArgumentParser(
         usage="%(prog)s [--FLAG VALUE ...]",
-        description=__doc__,
+        description=__doc__.replace("\n\n", "\n"),
         formatter_class=compact,
         argument_default=argparse.SUPPRESS,
         add_help=False,
@@ -67,6 +68,8 @@ def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
     add("--output", type=folder, metavar="DIR", help="folder for the run (runs/NETWORK-TIME)")
     resumed = "continue this run; auto: the latest in --output or runs, else a new one"
     add("--resume", type=folder, metavar="PATH", help=resumed)
+    start = "train these weights further, from the recipe's first epoch on"
+    add("--weights", nargs=1, type=file, metavar="FILE", help=start)
     taught = "distil from these checkpoints; several share each batch"
     add("--teacher", nargs="+", type=file, metavar="F", help=taught)
     events = "log to OUTPUT/tensorboard (pip install tensorboard)"
@@ -93,6 +96,8 @@ def execute(plan: Plan, given: dict[str, Any], device: torch.device, locks: Exit
     if plan.checkpoint is not None and plan.source is not None:
         # Last, because it restores the random state.
         resume(run, plan.checkpoint, loader, plan.source)
+    elif settings.weights:
+        run.start_from(load_again(settings.weights[0], "--weights"))
     if is_main:
         wanted = given.get("data", "auto") if plan.resumed is None else settings.source
         announce(run, loader, eval_loader, output, wanted)

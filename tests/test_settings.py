@@ -1,5 +1,6 @@
 """What a run is: its recipe by name, what it is scored on, and the run that it goes on with."""
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -8,8 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from fakes import released
 
+import models
 import utils
+from training import checkpoint as checkpoints
 from training.recipe import RECIPES, named_recipe
 from training.settings import (
     find_folder,
@@ -95,3 +99,44 @@ def test_the_command_that_resumes_is_safe_to_print_and_to_paste(folder, monkeypa
         folder,
     ]
     assert words.split(b"\0")[:-1] == [word.encode(errors="surrogateescape") for word in expected]
+
+
+# ------------------------------------------------------------------------- weights to start from
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """A checkpoint of a variant of the network: the plain one, smaller, with fresh weights."""
+    config = {**models.config_dict("under100k"), "mirror": False, "depths": [1, 1, 1, 1]}
+    network = models.build("under100k", **config)
+    path = tmp_path / "plain.safetensors"
+    content = released("under100k", network.state_dict(), config=config)
+    checkpoints.save_checkpoint(path, content)
+    return path
+
+
+def test_weights_bring_their_network_and_its_recipe(plain):
+    given = {"data": "sample", "weights": [plain], "epochs": 3}
+    settings = new_settings(given, CPU)
+    assert settings.config["depths"] == [1, 1, 1, 1] and not settings.config["mirror"]
+    assert settings.recipe == replace(RECIPES["under100k"], epochs=3)
+    (kept,) = settings.weights
+    assert kept.path == str(plain)
+    assert kept.sha256 == hashlib.sha256(plain.read_bytes()).hexdigest()
+
+
+def test_a_resumed_run_keeps_the_weights_that_it_started_from(plain):
+    settings = new_settings({"data": "sample", "weights": [plain]}, CPU)
+    checkpoint = checkpoint_of(settings)
+    plain.rename(plain.with_name("moved"))  # what was trained since replaced them
+    for given in ({}, {"weights": [plain]}):
+        assert settings_of(checkpoint, given, Path("last.safetensors")) == settings
+    with pytest.raises(utils.RunError, match="--weights cannot change with --resume"):
+        settings_of(checkpoint, {"weights": [Path("other")]}, Path("last.safetensors"))
+
+
+def test_weights_of_another_network_than_asked_for_are_refused(plain):
+    with pytest.raises(utils.RunError, match="plain.safetensors holds under100k, not baseline"):
+        new_settings({"data": "sample", "weights": [plain], "model": "baseline"}, CPU)
+    with pytest.raises(utils.RunError, match="--weights: no checkpoint at nowhere"):
+        new_settings({"data": "sample", "weights": [Path("nowhere")]}, CPU)

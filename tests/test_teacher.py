@@ -15,7 +15,8 @@ from stress.life import digest, interrupted_after
 from training import checkpoint as checkpoints
 from training import figures, report, run_folder
 from training.loss import Loss
-from training.teacher import TeacherFile, find_teachers, load_teacher
+from training.teacher import load_teacher
+from training.weights import WeightsFile, find_weights
 
 CPU = torch.device("cpu")
 FLAGS = "--model baseline --data sample --device cpu --batch-size 16 --epochs 2 --mixup 0.3".split()
@@ -103,7 +104,7 @@ def test_each_teacher_answers_for_its_part_of_the_batch(tmp_path):
     paths = [tmp_path / "a", tmp_path / "b"]
     first, second = (save(path, seed) for seed, path in enumerate(paths))
     images = random(5, 3, 32, 32)
-    teacher = load_teacher(find_teachers(paths, "val"), CPU)
+    teacher = load_teacher(find_weights(paths, "--teacher", "val"), CPU)
     with torch.no_grad():
         expected = torch.cat([first(images[:3]), second(images[3:])])
         alone = first(images[:1])
@@ -116,7 +117,7 @@ def test_each_teacher_answers_for_its_part_of_the_batch(tmp_path):
 
 
 def test_a_teacher_that_knows_mirrors_answers_as_its_network(network, weights):
-    teacher = load_teacher(find_teachers([weights], "val"), CPU)
+    teacher = load_teacher(find_weights([weights], "--teacher", "val"), CPU)
     images = random(3, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(teacher(images), network(images))
@@ -137,9 +138,9 @@ def test_what_cannot_teach_is_refused(refused, tmp_path, teachers):
 def test_a_teacher_that_knows_the_images_to_score_on_is_said_to(tmp_path, capsys):
     both = {"source": "cifar10", "train_split": "train+val", "eval_split": "test"}
     save(tmp_path / "both", 0, data=both)
-    find_teachers([tmp_path / "both"], "val")
+    find_weights([tmp_path / "both"], "--teacher", "val")
     assert "both was trained on val: scores on it will be too high" in capsys.readouterr().err
-    find_teachers([tmp_path / "both"], "test")
+    find_weights([tmp_path / "both"], "--teacher", "test")
     assert not capsys.readouterr().err
 
 
@@ -187,7 +188,7 @@ def test_another_teacher_is_refused_and_nothing_is_lost(train, refused, tmp_path
     refused("train.py", "--resume", run, "--teacher", one, two)
     shutil.copy(one, tmp_path / "moved")
     shutil.copy(two, one)
-    assert "is not the teacher that the run began with" in refused("train.py", "--resume", run)
+    assert "is not the file that the run began with" in refused("train.py", "--resume", run)
     one.unlink()
     assert f"--teacher: no checkpoint at {one}; if it has moved" in refused(
         "train.py", "--resume", run
@@ -195,8 +196,8 @@ def test_another_teacher_is_refused_and_nothing_is_lost(train, refused, tmp_path
     assert (run / run_folder.LAST).read_bytes() == before
     assert train("--resume", run, "--teacher", tmp_path / "moved")[0] == 0
     kept = last(run)["training"]["settings"]["teachers"]
-    assert [TeacherFile(**file) for file in kept] == list(
-        find_teachers([tmp_path / "moved"], "val")
+    assert [WeightsFile(**file) for file in kept] == list(
+        find_weights([tmp_path / "moved"], "--teacher", "val")
     )
 
 

@@ -3,13 +3,14 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 import utils
 
 LARGEST = sys.float_info.max
+T = TypeVar("T")
 METAVARS: dict[type, str] = {int: "N", float: "X", str: "NAME"}
 
 
@@ -72,6 +73,20 @@ def check(record: Any, error: type[Exception]) -> None:
         value = getattr(record, name)
         if not allowed.allows(value):
             raise error(f"{flag(name)} {value}: choose {allowed.range}")
+
+
+def check_types(record: Any) -> None:
+    """TypeError if a field of a dataclass object is not of its declared type."""
+    for name, kind in get_type_hints(type(record)).items():
+        kind = (int, float) if kind is float else get_origin(kind) or kind
+        if not isinstance(getattr(record, name), kind):
+            raise TypeError(f"{name} is not of type {kind}")
+
+
+def with_flags(record: T, given: dict[str, Any]) -> T:
+    """A copy of a dataclass object with the values of the flags that are fields of it."""
+    names = (f.name for f in fields(record))  # type: ignore[arg-type]
+    return replace(record, **{name: given[name] for name in names if name in given})  # type: ignore[type-var]
 
 
 def add_flag(

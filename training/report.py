@@ -138,8 +138,9 @@ def first_lines(
         f" {count(epochs, 'epoch')} of {count(len(loader), 'step')}",
         "Output": utils.clean(output),
     }
-    if settings.teachers:
-        lines["Teacher"] = ", ".join(utils.clean(file.path) for file in settings.teachers)
+    for name, files in (("Weights", settings.weights), ("Teacher", settings.teachers)):
+        if files:
+            lines[name] = ", ".join(utils.clean(file.path) for file in files)
     if run.scheduler.last_epoch:
         lines["Resumed"] = f"after {count(run.epoch, 'epoch')} and {count(run.batch, 'step')}"
     return "\n".join(f"{name:<8} {text}" for name, text in lines.items())

@@ -65,6 +65,11 @@ class Run:
         factor = scheduler.lr_lambdas[0](scheduler.last_epoch - steps_ago)
         return float(scheduler.base_lrs[0] * factor)
 
+    def start_from(self, network: nn.Module) -> None:
+        """Give the network, and its moving average, the weights of another one."""
+        for own in (utils.unwrap(self.model), self.eval_model):
+            own.load_state_dict(network.state_dict())
+
     def begin_epoch(self) -> None:
         begin_epoch(self.optimizer, self.settings.recipe, self.epoch)
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from training.checkpoint import serialize
+from training.checkpoint import load_checkpoint, serialize
 from utils import RunError, make_folder, remove_leftovers, write_atomically
 
 try:
@@ -106,3 +106,14 @@ def find_latest(folders: Iterable[Path]) -> Path | None:
         if path.is_file()
     ]
     return max(found)[1] if found else None
+
+
+def load_latest(path: Path) -> tuple[dict[str, Any], Path]:
+    """The checkpoint to resume and its path; if the one at `path` is damaged, the one before it."""
+    older = path.with_name(PREVIOUS)
+    try:
+        return load_checkpoint(path), path
+    except RunError:
+        if path.name != LAST or not older.exists():
+            raise
+        return load_checkpoint(older), older

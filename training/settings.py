@@ -4,10 +4,10 @@ import os
 import shlex
 import sys
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar, get_origin, get_type_hints
+from typing import Any
 
 import torch
 
@@ -16,14 +16,13 @@ import models
 import utils
 from training import checkpoint as checkpoints
 from training import devices, distributed, run_folder
-from training.flags import flag, setting
+from training.flags import check_types, flag, setting, with_flags
 from training.optimizer import build_optimizer
 from training.recipe import NAMES, Recipe, named_recipe
-from training.teacher import TeacherFile, find_teachers
+from training.weights import WeightsFile, find_weights, load_for_cifar10
 
 RUNS = Path(__file__).resolve().parents[1] / "runs"  # where new runs have their folders
 AUTO = Path("auto")
-T = TypeVar("T", "Options", Recipe)
 EVAL_SPLITS = ("test", "val", "none")
 
 
@@ -61,7 +60,8 @@ class Settings:
     eval_split: str
     precision: str
     seed: int
-    teachers: tuple[TeacherFile, ...] = ()
+    teachers: tuple[WeightsFile, ...] = ()
+    weights: tuple[WeightsFile, ...] = ()  # to start from: one file, or none
 
     @property
     def train_split(self) -> str:
@@ -73,45 +73,48 @@ class Settings:
         return f"{self.model} on CIFAR-10{sample}"
 
 
-def check_types(record: Any) -> None:
-    """TypeError if a field of a dataclass is not of its declared type."""
-    for name, kind in get_type_hints(type(record)).items():
-        kind = (int, float) if kind is float else get_origin(kind) or kind
-        if not isinstance(getattr(record, name), kind):
-            raise TypeError(f"{name} is not of type {kind}")
-
-
 def required_splits(eval_split: str) -> tuple[str, ...]:
     """The splits that a run with this `eval_split` reads; it may be "none"."""
     train_split = "train" if eval_split == "val" else "train+val"
     return (train_split,) if eval_split == "none" else (train_split, eval_split)
 
 
-def with_flags(record: T, given: dict[str, Any]) -> T:
-    """A copy of a dataclass object with the values of the flags that are fields of it."""
-    return replace(record, **{f.name: given[f.name] for f in fields(record) if f.name in given})
+def network_of(given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name and config of the network that the flags ask for: the one in --weights, if given."""
+    if "weights" not in given:
+        model = given.get("model", Options.model)
+        return model, models.config_dict(model)
+    (path,) = given["weights"]
+    _, checkpoint = load_for_cifar10(path, "--weights")
+    model = checkpoint["model"]
+    if given.get("model", model) != model:
+        raise utils.RunError(f"--weights {path} holds {model}, not {given['model']}")
+    return model, checkpoint["config"]
 
 
 def new_settings(given: dict[str, Any], device: torch.device) -> Settings:
     """The settings of a new run: the flags, and the network's own recipe for the rest."""
     options = with_flags(Options(), given)
-    recipe = with_flags(named_recipe(options.model, options.recipe), given)
+    model, config = network_of(given)
+    recipe = with_flags(named_recipe(model, options.recipe), given)
     # These raise for what the network or the device cannot do, before any data is looked for.
-    build_optimizer(models.build(options.model), recipe)
+    build_optimizer(models.build(model, **config), recipe)
     precision = devices.pick_precision(options.precision, device)
-    teachers = find_teachers(given.get("teacher", ()), options.eval_split)
+    teachers = find_weights(given.get("teacher", ()), "--teacher", options.eval_split)
+    weights = find_weights(given.get("weights", ()), "--weights", options.eval_split)
     need = required_splits(options.eval_split)
     directory = given.get("data_dir", data.DEFAULT_DIRECTORY)
     found = data.find(options.data, directory, need=need, download_url=given.get("download_url"))
     return Settings(
-        model=options.model,
-        config=models.config_dict(options.model),
+        model=model,
+        config=config,
         recipe=recipe,
         source=found,
         eval_split=options.eval_split,
         precision=devices.precision_name(precision),
         seed=options.seed,
         teachers=teachers,
+        weights=weights,
     )
 
 
@@ -132,7 +135,7 @@ def settings_of(checkpoint: dict[str, Any], given: dict[str, Any], path: Path) -
     refuse_changes(settings, given)
     if "teacher" not in given:
         return settings
-    teachers = find_teachers(given["teacher"], settings.eval_split)
+    teachers = find_weights(given["teacher"], "--teacher", settings.eval_split)
     if [file.sha256 for file in teachers] != [file.sha256 for file in settings.teachers]:
         began = ", ".join(file.path for file in settings.teachers) or "no teacher"
         raise utils.RunError(
@@ -150,9 +153,10 @@ def settings_from_fields(fields: dict[str, Any]) -> Settings:
     recipe = dict(fields.pop("recipe"))
     milestones = [(float(a), float(b), float(c)) for a, b, c in recipe["milestones"]]
     recipe["milestones"] = tuple(milestones)
-    teachers = tuple(TeacherFile(**file) for file in fields.pop("teachers", ()))
-    settings = Settings(recipe=Recipe(**recipe), teachers=teachers, **fields)
-    for record in (settings, settings.recipe, *teachers):
+    for name in ("teachers", "weights"):
+        fields[name] = tuple(WeightsFile(**file) for file in fields.pop(name, ()))
+    settings = Settings(recipe=Recipe(**recipe), **fields)
+    for record in (settings, settings.recipe, *settings.teachers, *settings.weights):
         check_types(record)
     return settings
 
@@ -160,6 +164,7 @@ def settings_from_fields(fields: dict[str, Any]) -> Settings:
 def refuse_changes(settings: Settings, given: dict[str, Any]) -> None:
     """RunError if a flag contradicts the settings of the run."""
     settled = {**asdict(settings), **asdict(settings.recipe), "data": settings.source}
+    settled["weights"] = [Path(file.path) for file in settings.weights]
     if "recipe" in given:  # stands for many settings, some of which other flags may override
         named = asdict(named_recipe(settings.model, given["recipe"]))
         given = {**named, **{name: value for name, value in given.items() if name != "recipe"}}
@@ -219,7 +224,7 @@ def read_plan(folder: Path | None, given: dict[str, Any], device: torch.device) 
         settings = new_settings(given, device)
         new = RUNS / f"{settings.model}-{datetime.now():%Y%m%d-%H%M%S}"
         return Plan(settings, folder or new)
-    checkpoint, source = load_resumed(resumed)
+    checkpoint, source = run_folder.load_latest(resumed)
     settings = settings_of(checkpoint, given, source)
     checkpoints.rebuild(models.build, checkpoint, source)  # refuses weights of another network
     return Plan(settings, folder, resumed, source, checkpoint)
@@ -231,7 +236,7 @@ def find_folder(given: dict[str, Any]) -> Path | None:
     if "output" in given or resume is None:
         return given.get("output")
     if resume == AUTO:
-        model = given.get("model", Options.model)
+        model, _ = network_of(given)
         latest = run_folder.find_latest(RUNS.glob(f"{model}-*"))
         return None if latest is None else latest.parent
     return resume if resume.is_dir() else resume.parent
@@ -243,17 +248,6 @@ def find_resumed(given: dict[str, Any], folder: Path | None) -> Path | None:
     if resume == AUTO:
         return run_folder.find_latest([] if folder is None else [folder])
     return resume / run_folder.LAST if resume is not None and resume.is_dir() else resume
-
-
-def load_resumed(path: Path) -> tuple[dict[str, Any], Path]:
-    """The checkpoint to resume and its path; if the one at `path` is damaged, the one before it."""
-    older = path.with_name(run_folder.PREVIOUS)
-    try:
-        return checkpoints.load_checkpoint(path), path
-    except utils.RunError:
-        if path.name != run_folder.LAST or not older.exists():
-            raise
-        return checkpoints.load_checkpoint(older), older
 
 
 def open_folder(plan: Plan, locks: ExitStack) -> None:

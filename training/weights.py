@@ -2,6 +2,10 @@
 and the warnings about its results."""
 
 import argparse
+import hashlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +54,70 @@ def load_network(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     """
     checkpoint = checkpoints.load_checkpoint(path)
     return checkpoints.rebuild(models.build, checkpoint, path).eval(), checkpoint
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A checkpoint that a training uses, and the SHA-256 by which it recognises the file."""
+
+    path: str
+    sha256: str
+
+
+def find_weights(paths: Sequence[Path], flag: str, eval_split: str) -> tuple[WeightsFile, ...]:
+    """The checkpoints that the user named with `flag`, for a training that is scored on
+    `eval_split`; warns on standard error of one that was trained on it.
+
+    Raises:
+        utils.RunError: a file is missing, or its network is not one for CIFAR-10.
+    """
+    for path in paths:
+        _, checkpoint = load_for_cifar10(path, flag)
+        if eval_split in checkpoint["data"]["train_split"].split("+"):
+            line = f"{flag} {path} was trained on {eval_split}: scores on it will be too high"
+            print(utils.clean(line), file=sys.stderr)
+    return tuple(WeightsFile(str(path), _digest(path)) for path in paths)
+
+
+def load_again(file: WeightsFile, flag: str) -> nn.Module:
+    """The network of a file that find_weights found.
+
+    Raises:
+        utils.RunError: the file is missing or has changed.
+    """
+    path = Path(file.path)
+    try:
+        network, _ = load_for_cifar10(path, flag)
+    except utils.RunError as error:
+        raise utils.RunError(f"{error}; if it has moved, name its new path with {flag}") from error
+    if _digest(path) != file.sha256:
+        raise utils.RunError(
+            f"{path} is not the file that the run began with: name that one with {flag}"
+            f" (SHA-256 {file.sha256})"
+        )
+    return network
+
+
+def load_for_cifar10(path: Path, flag: str) -> tuple[nn.Module, dict[str, Any]]:
+    """As load_network, for a path that the user named with `flag`; classes and normalisation must
+    be those of CIFAR-10.
+
+    Raises:
+        utils.RunError: they are not, or the file is missing, damaged or of another network.
+    """
+    try:
+        network, checkpoint = load_network(path)
+    except utils.RunError as error:
+        raise utils.RunError(f"{flag}: {error}") from error
+    normalization = {"mean": list(data.MEAN), "std": list(data.STD)}
+    for name, expected in (("classes", list(data.CLASSES)), ("normalization", normalization)):
+        if checkpoint[name] != expected:
+            raise utils.RunError(f"{flag}: the {name} of {path} must be those of CIFAR-10")
+    return network, checkpoint
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def choose_source(asked: str, trained: dict[str, Any]) -> str:
