@@ -1,4 +1,5 @@
-"""Distillation: the loss, the teachers, and that a run goes on with those that it began with."""
+"""Distillation: the loss, the teachers, and that a run goes on with those that it began with;
+weights to start from."""
 
 import functools
 import hashlib
@@ -206,3 +207,32 @@ def test_a_run_without_a_teacher_goes_on_without_one(train, refused, tmp_path, t
         train(*FLAGS, "--output", tmp_path / "run")
     line = refused("train.py", "--resume", tmp_path / "run", "--teacher", teachers[0])
     assert "the run began with no teacher" in line
+
+
+# ------------------------------------------------------------------------- weights to start from
+
+
+def test_a_training_starts_from_the_weights(train, tmp_path, teachers):
+    _, path = teachers  # of another seed than the run's
+    start = checkpoints.load_checkpoint(path)["state_dict"]
+    for name, flags in (("a", ["--weights", path]), ("b", [])):
+        code, out, _ = train(*FLAGS, "--learning-rate=1e-9", *flags, "--output", tmp_path / name)
+        assert code == 0 and (f"\nWeights  {path}\n" in out) == (name == "a")
+        kept = last(tmp_path / name)
+        for state in (kept["state_dict"], kept["training"]["model"]):  # the average, the network
+            same = [
+                torch.allclose(state[key], start[key], rtol=0, atol=1e-6)
+                for key in start
+                if key.endswith("weight") and start[key].dim() == 4
+            ]
+            assert all(same) if name == "a" else not any(same)
+
+
+def test_a_run_that_started_from_weights_resumes_exactly_without_them(train, tmp_path, teachers):
+    flags = [*FLAGS, "--weights", teachers[0]]
+    assert train(*flags, "--output", tmp_path / "a")[0] == 0
+    with interrupted_after(3):
+        train(*flags, "--output", tmp_path / "b")
+    teachers[0].unlink()
+    assert train("--resume", tmp_path / "b")[0] == 0
+    assert digest(last(tmp_path / "a")) == digest(last(tmp_path / "b"))
