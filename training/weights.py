@@ -73,7 +73,7 @@ def find_weights(paths: Sequence[Path], flag: str, eval_split: str) -> tuple[Wei
     """
     for path in paths:
         _, checkpoint = load_for_cifar10(path, flag)
-        if eval_split in checkpoint["data"]["train_split"].split("+"):
+        if _trained_on(checkpoint["data"], eval_split):
             line = f"{flag} {path} was trained on {eval_split}: scores on it will be too high"
             print(utils.clean(line), file=sys.stderr)
     return tuple(WeightsFile(str(path), _digest(path)) for path in paths)
@@ -135,10 +135,15 @@ def seen_in_training(trained: dict[str, Any], split: data.Split) -> str:
 
     The sample's splits are parts of CIFAR-10's splits of the same name.
     """
-    if split.name not in trained["train_split"].split("+"):
+    if not _trained_on(trained, split.name):
         return ""
     some = "some of " if trained["source"] == "sample" and split.source == "cifar10" else ""
     return f"The network was trained on {some}these images: expect lower scores on new ones."
+
+
+def _trained_on(trained: dict[str, Any], split: str) -> bool:
+    """Whether a checkpoint's "data" says so of the split of this name."""
+    return split in trained["train_split"].split("+")
 
 
 def require_finite(results: Tensor, path: Path) -> None:
