@@ -72,6 +72,11 @@ def under100k(pretrained: bool = False, **config: object) -> torch.nn.Module:
     return _load("under100k", pretrained, config)
 
 
+def under50k(pretrained: bool = False, **config: object) -> torch.nn.Module:
+    """The network with half of the parameters; otherwise as `under100k`."""
+    return _load("under50k", pretrained, config)
+
+
 def under25k(pretrained: bool = False, **config: object) -> torch.nn.Module:
     """The network with a quarter of the parameters; otherwise as `under100k`."""
     return _load("under25k", pretrained, config)

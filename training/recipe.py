@@ -99,7 +99,7 @@ RECIPES = {
         mixup=0.4,
     ),
 }
-# As they were trained: the stronger mixup and the longer average have not been tried with them.
+# under25k was trained like this. under50k was not: docs/results.md has its trainings.
 _SHORTER = replace(RECIPES["under100k"], epochs=100, ema_decay=0.998, mixup=0.2)
 RECIPES |= dict.fromkeys(("under50k", "under25k"), _SHORTER)
 # Label smoothing would erase what a teacher knows about the similarity of classes (Mueller et al.
