@@ -2,8 +2,8 @@
 
 Both files take uint8 RGB pixels (batch, 3, 32, 32), of any batch size, and return logits
 (batch, 10): the normalisation is inside. Their metadata name the classes. With --maps they also
-return class activation maps (batch, 10, 16, 16): how much each pixel of the last features supports
-each class. A map's mean plus the bias of its class is the logit.
+return class activation maps (batch, 10, H, W), 16x16 for the default network: how much each pixel
+of the last features supports each class. A map's mean plus the bias of its class is the logit.
 """
 
 import argparse

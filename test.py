@@ -141,7 +141,10 @@ def draw_explanations(
     `images` (M, 3, 32, 32) are the first M images of the split, normalised, M >= count.
     """
     predicted = evaluation.predictions[:count]
-    maps = explain.grad_cam(model, images[:count], predicted.to(images.device))
+    try:
+        maps = explain.grad_cam(model, images[:count], predicted.to(images.device))
+    except ValueError as error:
+        raise utils.RunError(f"--explain: {error}") from error
     gates = explain.attention_gates(model, images)
     confidence = evaluation.logits[:count].softmax(1).amax(1)
     captions = [

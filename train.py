@@ -21,16 +21,16 @@ import data
 import models
 import utils
 from training import checkpoint as checkpoints
-from training import devices, distributed, report, tensorboard
+from training import devices, distributed, report, run_folder, tensorboard
 from training.checkpoint_content import released
 from training.compilation import prepare
 from training.epochs import Saver, train
 from training.figures import AfterEpoch, draw, draw_augmentation, is_over
 from training.flags import add_flags, compact, file, folder
-from training.interruption import Interrupted
+from training.interruption import Interrupted, resume_command
 from training.recipe import RECIPES, RecipeError
 from training.run import Run, build_loaders, build_run, resume, seed_dropout
-from training.settings import Options, Plan, make_plan, open_folder, resume_command
+from training.settings import Options, Plan, make_plan, network_of, open_folder
 from training.weights import load_again
 
 SAMPLE_WARNING = (
@@ -113,7 +113,7 @@ def execute(plan: Plan, given: dict[str, Any], device: torch.device, locks: Exit
         utils.say_goodbye(f"{interrupted}: everything is saved; continue with\n{command}")
         sys.exit(interrupted.status)
     if is_main:
-        checkpoints.save_checkpoint(output / "weights.safetensors", released(run))
+        checkpoints.save_checkpoint(output / run_folder.WEIGHTS, released(run))
         draw(run, evaluation, output)
         if board is not None:
             board.close(sorted(output.glob("*.png")))
@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None) -> None:
         with distributed.only_main_reports():
             given = parse_arguments(argv)
         if given.get("summary"):
-            print(report.summary(given.get("model", models.names()[0]), {}))
+            print(report.summary(*network_of(given)))
             return
         if given.get("tensorboard"):
             tensorboard.require()

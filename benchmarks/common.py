@@ -21,6 +21,7 @@ import utils
 from training import devices, engine
 from training.compilation import prepare
 from training.epochs import take_steps
+from training.flags import Setting, add_flag
 from training.recipe import Recipe
 from training.report import processor
 from training.run import Run, build_loader, build_run
@@ -74,7 +75,7 @@ def parser(description: str, output: str, repetitions: int) -> utils.ArgumentPar
     add("--data-dir", type=Path, default=directory, metavar="DIR", help="CIFAR-10 (data/raw)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (auto)")
     add("--output", type=Path, default=ROOT / output, metavar="FILE", help=f"JSON ({output})")
-    add("--repetitions", type=int, default=repetitions, metavar="N", help=f"({repetitions})")
+    add_flag(result, "repetitions", Setting("of each measurement", at_least=1), repetitions)
     add("--quick", action="store_true", help="see that all of it runs; its figures mean nothing")
     return result
 

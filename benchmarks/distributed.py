@@ -29,6 +29,7 @@ from benchmarks import common
 from benchmarks.common import Row
 from training import devices, distributed, engine
 from training.epochs import take_steps
+from training.flags import Setting, add_flag
 from training.recipe import RECIPES
 
 MODEL = models.names()[0]
@@ -113,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = common.parser(__doc__, "runs/distributed.json", 5)
     parser.set_defaults(device="cpu")
     add = parser.add_argument
-    add("--processes", type=int, default=2, metavar="N", help="(2)")
+    add_flag(parser, "processes", Setting("that share each batch", at_least=1), 2)
     add("--work", action="store_true", help=argparse.SUPPRESS)
     add("--silent", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)

@@ -44,5 +44,6 @@ def run_child(command: list[str]) -> str:
         [sys.executable, *command], cwd=common.ROOT, capture_output=True, text=True
     )
     if child.returncode:
-        raise utils.RunError(f"train.py failed: {child.stderr.strip().splitlines()[-1:]}")
+        *_, last_line = ["no message", *child.stderr.strip().splitlines()]
+        raise utils.RunError(f"the measured program failed: {last_line}")
     return child.stdout

@@ -59,8 +59,10 @@ def download(url: str, directory: Path) -> None:
     missing = [folder for folder in (directory, *directory.parents) if not folder.exists()]
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with _alone(directory) as waited:
-            if not (waited and (directory / CIFAR10.base_folder).exists()):
+        with _alone(directory):
+            # Another process may have finished since this one has looked for the files.
+            names = [name for name, _ in CIFAR10.train_list + CIFAR10.test_list]
+            if not any((directory / CIFAR10.base_folder / name).exists() for name in names):
                 _fetch_and_unpack(url, directory)
     finally:
         for folder in missing:
@@ -69,23 +71,21 @@ def download(url: str, directory: Path) -> None:
 
 
 @contextmanager
-def _alone(directory: Path) -> Iterator[bool]:
-    """Lock a folder against other downloads; yields whether it had to wait for one."""
+def _alone(directory: Path) -> Iterator[None]:
+    """Lock a folder against other downloads; waits for one."""
     if fcntl is None:
-        yield False
+        yield
         return
     descriptor = os.open(directory, os.O_RDONLY)
-    waited = False
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            waited = True
             log.warning("another process is downloading CIFAR-10 to %s: waiting for it", directory)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError:
             pass  # a file system without locks
-        yield waited
+        yield
     finally:
         os.close(descriptor)
 

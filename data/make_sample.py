@@ -82,7 +82,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         checksums = make(arguments.data_dir, arguments.output)
-    except DataError as error:
+    except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     for split, md5 in checksums.items():

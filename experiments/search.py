@@ -35,6 +35,7 @@ import utils
 from benchmarks import common
 from training import devices, engine
 from training.compilation import prepare
+from training.flags import Setting, add_flag
 from training.recipe import RECIPES, SHORT, RecipeError
 from training.run import build_loaders, build_run
 from training.settings import Settings
@@ -43,6 +44,7 @@ TABLE = Path(__file__).resolve().with_name("search.csv")
 IMAGE_SIZE = (3, 32, 32)
 TIMED_SECONDS = 4
 REPETITIONS = 5
+MAX_MINUTES = 1e6
 COLUMNS = (
     "candidate",
     "seed",
@@ -204,6 +206,7 @@ def draw_ablation(table: Path, figure: Path) -> None:
 
     Raises:
         utils.RunError: the table has no such network.
+        KeyError, ValueError: it is another table.
     """
     with open(table, newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["candidate"] in ABLATION]
@@ -231,8 +234,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--speed", action="store_true", help="compare the seconds an epoch")
     budget.add_argument("--figure", type=Path, metavar="FILE", help="draw the ablation, as a PNG")
-    budget.add_argument("--minutes", type=float, metavar="X", help="of training a candidate")
-    budget.add_argument("--epochs", type=int, metavar="N", help="of training a candidate")
+    minutes = Setting("of training a candidate", at_most=MAX_MINUTES)
+    add_flag(budget, "minutes", minutes, None, float)
+    add_flag(budget, "epochs", Setting("of training a candidate", at_least=1), None, int)
     add("--only", nargs="+", choices=CANDIDATES, metavar="NAME", help=", ".join(CANDIDATES))
     add("--seeds", nargs="+", type=int, default=[0], metavar="N", help="(0)")
     add("--data-dir", type=Path, default=data.DEFAULT_DIRECTORY, metavar="DIR", help="(data/raw)")
@@ -244,7 +248,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     if arguments.figure is not None:
-        draw_ablation(arguments.output, arguments.figure)
+        try:
+            draw_ablation(arguments.output, arguments.figure)
+        except (KeyError, ValueError) as error:
+            raise utils.RunError(f"{arguments.output} is not a table of this script") from error
         return
     device = devices.pick_device(arguments.device)
     if arguments.speed:
@@ -253,9 +260,9 @@ def main(argv: list[str] | None = None) -> None:
     for seed in arguments.seeds:
         for name in arguments.only or CANDIDATES:
             candidate = CANDIDATES[name]
-            epochs = arguments.epochs or epochs_within(
-                arguments.minutes, candidate, arguments.data_dir, device
-            )
+            epochs = arguments.epochs
+            if epochs is None:
+                epochs = epochs_within(arguments.minutes, candidate, arguments.data_dir, device)
             row = measure(name, candidate, epochs, seed, arguments.data_dir, device)
             append(row, arguments.output)
             print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)

@@ -21,7 +21,8 @@ FLAGS = {
     "predict.py": "--checkpoint --whole --json --top --grid".split(),
     "export.py": "--checkpoint --calibration-images --maps".split(),
 }
-SHARED = "--device --data --data-dir --download-url --output --resume --teacher -h -x".split()
+SHARED = "--device --data --data-dir --download-url --output --resume -h -x".split()
+SHARED += ["--teacher", "--weights"]
 NAMES = ["a\nb.png", "\x1b[2J.png", "\u202egnp.exe", "\udcff", "-x.png", "x" * 255, "$\\frac$.png"]
 NAMES += [" ", "%s{0}.png", "\r", "字.png", "\x7f", "\x9b0m", "=", "~", "'\"", "\\n", "a.png", "b"]
 PLACES = ["file", "folder", "fifo", "loop", "dangling", "file/below", "x" * 300, "x/" * 3000, "."]

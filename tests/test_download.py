@@ -236,6 +236,18 @@ def test_a_download_waits_for_another_to_the_same_folder(fake, tmp_path, caplog)
     assert "another process" in caplog.text
 
 
+def test_what_another_process_has_just_downloaded_is_used(fake, tmp_path, monkeypatch):
+    """It finishes after this process has looked, and before this one would have waited for it."""
+    original = download._alone
+
+    def alone(directory):
+        fake.write_python(directory)
+        return original(directory)
+
+    monkeypatch.setattr(download, "_alone", alone)
+    assert data.find("auto", tmp_path, need=("test",), download_url="http://[") == "cifar10"
+
+
 def test_download_to_where_nothing_can_be_written(mirror, tmp_path):
     (tmp_path / "file").write_text("no folder can be made in here")
     failed_download(mirror, tmp_path / "file" / "raw")

@@ -38,7 +38,7 @@ def trained(monkeypatch, capsys, few_images):
 
 
 def test_first_lines(tmp_path, monkeypatch):
-    recipe = named_recipe("baseline", "default")
+    recipe = named_recipe("baseline", {}, "default")
     settings = Settings(
         "baseline", models.config_dict("baseline"), recipe, "sample", "val", "bf16", 0
     )
@@ -63,9 +63,9 @@ def test_first_lines(tmp_path, monkeypatch):
 
 def test_a_recipe_by_its_name_and_what_is_changed():
     for name in ("default", "short"):
-        assert report.recipe_name("under100k", named_recipe("under100k", name)) == name
-    changed = replace(named_recipe("under100k", "short"), epochs=2, cutout=4)
-    assert report.recipe_name("under100k", changed) == "short with epochs 2, cutout 4"
+        assert report.recipe_name("under100k", {}, named_recipe("under100k", {}, name)) == name
+    changed = replace(named_recipe("under100k", {}, "short"), epochs=2, cutout=4)
+    assert report.recipe_name("under100k", {}, changed) == "short with epochs 2, cutout 4"
 
 
 def test_the_sample_in_place_of_cifar10_is_called_so(trained, tmp_path, monkeypatch):

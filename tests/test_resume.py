@@ -24,7 +24,7 @@ import train
 import utils
 from stress.life import digest, interrupted_after
 from training import checkpoint as checkpoints
-from training import figures, report, run_folder, settings
+from training import engine, figures, report, run_folder, settings
 from training.checkpoint_content import released, training_state
 from training.epochs import CHECK_EVERY, Monitor
 from training.run import build_run
@@ -422,6 +422,16 @@ def test_a_checkpoint_never_holds_a_lost_weight(command, tmp_path, monkeypatch):
     assert status == 2 and "infinite" in err and "(step 4)" in err
     saved = checkpoints.load_checkpoint(tmp_path / "a" / run_folder.LAST)
     assert (saved["epoch"], saved["training"]["batch"]) == (1, 0)
+
+
+@pytest.mark.parametrize("loss", [float("nan"), 2e15])
+def test_a_lost_score_is_never_saved(command, tmp_path, monkeypatch, loss):
+    scored = property(lambda self: engine.Metrics(loss, 50, 500))
+    monkeypatch.setattr(engine.Evaluation, "metrics", scored)
+    status, _, err = command(*FP32, "--output", tmp_path / "a", "--checkpoint-minutes", "0")
+    assert status == 2 and f"the loss became {loss:.3g} by epoch 1" in err
+    saved = checkpoints.load_checkpoint(tmp_path / "a" / run_folder.LAST)
+    assert saved["epoch"] == 0 and saved["history"] == []
 
 
 # ------------------------------------------------------------------------------ folder and disk

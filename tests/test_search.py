@@ -5,6 +5,7 @@ import torch
 
 import models
 import plots
+import utils
 from experiments import search
 from training.optimizer import build_optimizer
 from utils import count_parameters
@@ -40,6 +41,21 @@ def test_the_search_compares_speed_in_turn_and_writes_no_row(tmp_path, monkeypat
     assert full.split()[1:5] == ["full", "64", "60", "68"]
     assert sgd.split()[1:5] == ["sgd", "104", "100", "108"]
     assert turns[:4] == [False, True, True, False] and not table.exists()
+
+
+@pytest.mark.parametrize("flags", ["--epochs=0", "--minutes=nan", "--minutes=inf", "--epochs=x"])
+def test_a_budget_out_of_range_is_refused(flags, capsys):
+    with pytest.raises(SystemExit) as error:
+        search.main([flags])
+    assert error.value.code == 2 and "choose" in capsys.readouterr().err
+
+
+def test_another_table_is_refused(tmp_path):
+    table = tmp_path / "table.csv"
+    for text in ("a,b\n1,2\n", "candidate,epochs\nno_dilated,x\n"):
+        table.write_text(text)
+        with pytest.raises(utils.RunError, match="table.csv is not a table"):
+            search.main(["--figure", str(tmp_path / "x.png"), "--output", str(table)])
 
 
 def test_the_ablation_is_drawn_at_its_largest_budget(tmp_path, monkeypatch):

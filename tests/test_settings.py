@@ -14,12 +14,12 @@ from fakes import released
 import models
 import utils
 from training import checkpoint as checkpoints
+from training.interruption import resume_command
 from training.recipe import RECIPES, named_recipe
 from training.settings import (
     find_folder,
     find_resumed,
     new_settings,
-    resume_command,
     settings_of,
 )
 
@@ -43,7 +43,7 @@ def test_a_run_is_scored_on_images_that_it_is_not_trained_on():
 def test_recipes_have_names_and_flags_come_after_them():
     default = RECIPES["under100k"]
     short = replace(default, epochs=16, warmup=0.2, ema_decay=0.98, cutout=0, mixup=0.0)
-    assert named_recipe("under100k", "default") == default
+    assert named_recipe("under100k", {}, "default") == default
     assert new_settings({**SAMPLE, "recipe": "short"}, CPU).recipe == short
     given = {**SAMPLE, "recipe": "short", "epochs": 3}
     assert new_settings(given, CPU).recipe == replace(short, epochs=3)
@@ -119,7 +119,9 @@ def test_weights_bring_their_network_and_its_recipe(plain):
     given = {"data": "sample", "weights": [plain], "epochs": 3}
     settings = new_settings(given, CPU)
     assert settings.config["depths"] == [1, 1, 1, 1] and not settings.config["mirror"]
-    assert settings.recipe == replace(RECIPES["under100k"], epochs=3)
+    # Without mirror symmetry it needs flips, unless the user chooses otherwise.
+    assert settings.recipe == replace(RECIPES["under100k"], epochs=3, flip="alternating")
+    assert new_settings({**given, "flip": "none"}, CPU).recipe.flip == "none"
     (kept,) = settings.weights
     assert kept.path == str(plain)
     assert kept.sha256 == hashlib.sha256(plain.read_bytes()).hexdigest()
@@ -129,10 +131,37 @@ def test_a_resumed_run_keeps_the_weights_that_it_started_from(plain):
     settings = new_settings({"data": "sample", "weights": [plain]}, CPU)
     checkpoint = checkpoint_of(settings)
     plain.rename(plain.with_name("moved"))  # what was trained since replaced them
-    for given in ({}, {"weights": [plain]}):
+    for given in ({}, {"weights": [plain]}, {"weights": [plain.with_name("moved")]}):
         assert settings_of(checkpoint, given, Path("last.safetensors")) == settings
     with pytest.raises(utils.RunError, match="--weights cannot change with --resume"):
         settings_of(checkpoint, {"weights": [Path("other")]}, Path("last.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "before, splits, sources",
+    [
+        ({"source": "cifar10", "train_split": "train+val"}, ("train+val", "train+val"), "cifar10"),
+        ({"source": "cifar10", "train_split": "train"}, ("train", "train+val"), "cifar10"),
+        ({"source": "sample", "train_split": "train"}, ("train", "train+val"), "sample"),
+    ],
+)
+def test_weights_that_are_trained_further_remember_what_they_saw(
+    plain, before, splits, sources, capsys
+):
+    content = checkpoints.load_checkpoint(plain)
+    content["data"].update(before)
+    checkpoints.save_checkpoint(plain, content)
+    for eval_split, split in zip(("val", "none"), splits, strict=True):
+        given = {"data": "sample", "weights": [plain], "eval_split": eval_split}
+        settings = new_settings(given, CPU)
+        assert settings.trained_on == {"source": sources, "train_split": split}
+        assert ("built-in sample only" in settings.title) == (sources == "sample")
+        assert settings_of(checkpoint_of(settings), {}, Path("last.safetensors")) == settings
+    assert ("was trained on val" in capsys.readouterr().err) == ("val" in before["train_split"])
+
+
+def test_the_latest_run_is_found_without_the_weights_that_it_started_from():
+    assert find_folder({"resume": Path("auto"), "model": "x", "weights": [Path("gone")]}) is None
 
 
 def test_weights_of_another_network_than_asked_for_are_refused(plain):

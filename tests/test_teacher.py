@@ -154,8 +154,9 @@ def test_a_teacher_is_kept_by_its_digest_and_resumed_exactly(train, tmp_path, te
     status, out, err = train(*flags, "--output", tmp_path / "a")
     assert (status, err) == (0, "")
     assert f"\nTeacher  {teachers[0]}, {teachers[1]}\n" in out
+    seen = {"source": "sample", "train_split": "train"}
     kept = [
-        {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), **seen}
         for path in teachers
     ]
     assert json.loads((tmp_path / "a" / "config.json").read_text())["teachers"] == kept
@@ -216,7 +217,8 @@ def test_a_training_starts_from_the_weights(train, tmp_path, teachers):
     _, path = teachers  # of another seed than the run's
     start = checkpoints.load_checkpoint(path)["state_dict"]
     for name, flags in (("a", ["--weights", path]), ("b", [])):
-        code, out, _ = train(*FLAGS, "--learning-rate=1e-9", *flags, "--output", tmp_path / name)
+        flags = [*FLAGS, "--learning-rate=1e-9", "--ema-decay=0.9", *flags]
+        code, out, _ = train(*flags, "--output", tmp_path / name)
         assert code == 0 and (f"\nWeights  {path}\n" in out) == (name == "a")
         kept = last(tmp_path / name)
         for state in (kept["state_dict"], kept["training"]["model"]):  # the average, the network
@@ -226,6 +228,33 @@ def test_a_training_starts_from_the_weights(train, tmp_path, teachers):
                 if key.endswith("weight") and start[key].dim() == 4
             ]
             assert all(same) if name == "a" else not any(same)
+
+
+def test_weights_whose_scores_are_lost_end_the_run_before_it_is_saved(
+    train, refused, tmp_path, teachers
+):
+    """Training takes BatchNorm's statistics from the batch; the evaluation takes those kept."""
+    content = checkpoints.load_checkpoint(teachers[0])
+    next(v for name, v in content["state_dict"].items() if "running_var" in name).fill_(-1e9)
+    checkpoints.save_checkpoint(teachers[0], content)
+    flags = [*FLAGS, "--weights", teachers[0], "--output", tmp_path / "run"]
+    line = refused("train.py", *flags)
+    assert "the loss became nan by epoch 1" in line
+    assert not list((tmp_path / "run").glob("*.safetensors"))
+
+
+def test_the_weights_to_start_from_are_not_overwritten(refused, tmp_path, teachers):
+    path = tmp_path / run_folder.WEIGHTS
+    teachers[0].rename(path)
+    before = path.read_bytes()
+    line = refused("train.py", *FLAGS, "--weights", path, "--output", tmp_path)
+    assert "already holds a run" in line and path.read_bytes() == before
+
+
+def test_the_summary_is_that_of_the_weights(program, refused, teachers):
+    status, out, _ = program("train.py", "--summary", "--weights", teachers[0])
+    assert status == 0 and "112,966" in out
+    assert "no checkpoint at" in refused("train.py", "--summary", "--weights", "nowhere")
 
 
 def test_a_run_that_started_from_weights_resumes_exactly_without_them(train, tmp_path, teachers):

@@ -17,6 +17,7 @@ from training import devices, distributed
 if TYPE_CHECKING:
     from training.run import Run  # which imports this module
 
+LARGEST_LOSS = 1e15  # of an epoch in a history; a larger one counts as infinite
 MAX_CONFIG_NUMBER = 4096  # a width or depth in a network's config
 
 
@@ -29,11 +30,7 @@ def released(run: "Run") -> dict[str, Any]:
         "state_dict": utils.unwrap(run.eval_model).state_dict(),
         "normalization": {"mean": list(data.MEAN), "std": list(data.STD)},
         "classes": list(data.CLASSES),
-        "data": {
-            "source": settings.source,
-            "train_split": settings.train_split,
-            "eval_split": settings.eval_split,
-        },
+        "data": {**settings.trained_on, "eval_split": settings.eval_split},
         "epoch": run.epoch,
         "history": run.history,
     }
@@ -136,7 +133,7 @@ def _is_history(value: Any) -> bool:
     def is_number(value: Any, column: str) -> bool:
         if value is None:
             return column.startswith("eval_")
-        return type(value) in (int, float) and 0 <= value < 1e15
+        return type(value) in (int, float) and 0 <= value < LARGEST_LOSS
 
     return isinstance(value, list) and all(
         isinstance(row, dict)

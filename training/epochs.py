@@ -1,6 +1,5 @@
 """The epochs of a run: train, monitor, evaluate, save, print."""
 
-import math
 import sys
 import time
 from collections import defaultdict
@@ -17,7 +16,7 @@ from tqdm import tqdm
 import data
 import utils
 from training import distributed, engine, report, run_folder
-from training.checkpoint_content import released, training_state
+from training.checkpoint_content import LARGEST_LOSS, released, training_state
 from training.interruption import Interrupted, Interruption
 from training.run import Run
 
@@ -63,6 +62,7 @@ def train_to_the_end(
         metrics = train_one_epoch(run, loader, monitor)
         evaluation = evaluate(run, eval_loader, interruption)
         scored = None if evaluation is None else evaluation.metrics
+        check_finite(run, 0.0 if scored is None else scored.loss)
         row = {
             "epoch": run.epoch + 1,
             "train_loss": metrics.loss,
@@ -235,9 +235,10 @@ class Monitor:
 
 def check_finite(run: Run, loss: float) -> None:
     """Raises utils.RunError if the loss or a weight has become infinite or NaN."""
-    if math.isfinite(loss) and run.is_finite():
+    finite = loss < LARGEST_LOSS  # false for NaN
+    if finite and run.is_finite():
         return
-    lost = "a weight became infinite" if math.isfinite(loss) else f"the loss became {loss}"
+    lost = "a weight became infinite" if finite else f"the loss became {loss:.3g}"
     raise utils.RunError(
         f"{lost} by epoch {run.epoch + 1}, batch {run.batch} (step {run.scheduler.last_epoch}),"
         f" at learning rate {run.learning_rate(1):.3g}; the last checkpoint, if any, is intact:"

@@ -11,7 +11,7 @@ import data
 import plots
 import utils
 from training import checkpoint as checkpoints
-from training import engine
+from training import engine, run_folder
 from training.checkpoint_content import released
 from training.run import Run, augmentation_of
 from training.settings import Plan, Settings
@@ -91,7 +91,7 @@ def is_over(plan: Plan) -> bool:
     if not all((plan.output / name).exists() for name in ("history.csv", CURVES, *scores)):
         return False
     try:  # a kill may have left the weights of the epoch before
-        return checkpoints.load_checkpoint(plan.output / "weights.safetensors")["epoch"] == epochs
+        return checkpoints.load_checkpoint(plan.output / run_folder.WEIGHTS)["epoch"] == epochs
     except utils.RunError:
         return False
 
@@ -114,7 +114,7 @@ class AfterEpoch:
         self.drawing = 0.0  # seconds that the last figure took
 
     def __call__(self) -> None:
-        checkpoints.save_checkpoint(self.output / "weights.safetensors", released(self.run))
+        checkpoints.save_checkpoint(self.output / run_folder.WEIGHTS, released(self.run))
         if self.board is not None:
             self.board.add(self.run.history[-1])
         start = time.perf_counter()

@@ -1,8 +1,15 @@
-"""Signals that end a training after it has saved."""
+"""Signals that end a training after it has saved, and the command that resumes it."""
 
+import os
+import shlex
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
+
+from training import distributed, run_folder
+from training.flags import flag
 
 T = TypeVar("T")
 
@@ -61,3 +68,34 @@ class Interruption:
         for item in items:
             self.check()
             yield item
+
+
+# Flags that a checkpoint does not keep, so the command that resumes the run repeats them.
+UNSAVED_FLAGS = (
+    "data_dir",
+    "device",
+    "compile",
+    "no_graph",
+    "deterministic",
+    "checkpoint_minutes",
+    "tensorboard",
+)
+
+
+def resume_command(given: dict[str, Any], output: Path) -> str:
+    """The shell command that resumes the run in `output`."""
+    flags = ["--resume", output / run_folder.LAST]
+    for name in UNSAVED_FLAGS:
+        if name in given:
+            value = [] if given[name] is True else [given[name]]
+            flags += [flag(name), *value]
+    return " ".join(map(_quoted, [*distributed.command(), sys.argv[0], *map(str, flags)]))
+
+
+def _quoted(word: str) -> str:
+    """A word for a shell. Unprintable bytes, which a terminal would obey, are escaped as bash and
+    zsh read them."""
+    if word.isprintable():
+        return shlex.quote(word)
+    plain = set(range(32, 127)) - set(b"'\\")
+    return "$'" + "".join(chr(b) if b in plain else f"\\x{b:02x}" for b in os.fsencode(word)) + "'"

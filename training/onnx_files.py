@@ -36,6 +36,9 @@ class PixelClassifier(nn.Module):
         maps: bool = False,
     ) -> None:
         super().__init__()
+        needed = ("forward_features", "forward_head", "fc")
+        if maps and not all(hasattr(network, name) for name in needed):
+            raise utils.RunError(f"class activation maps need a network with {', '.join(needed)}")
         self.network = network
         self.maps = maps
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))

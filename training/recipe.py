@@ -118,6 +118,9 @@ SHORT: dict[str, Any] = {
 NAMES = ("default", "short")
 
 
-def named_recipe(model: str, name: str) -> Recipe:
+def named_recipe(model: str, config: dict[str, Any], name: str) -> Recipe:
     """The recipe of a network by its name, one of NAMES."""
-    return replace(RECIPES[model], **SHORT) if name == "short" else RECIPES[model]
+    recipe = RECIPES[model]
+    if config.get("mirror") is False:  # only flips teach it mirrored images
+        recipe = replace(recipe, flip="alternating")
+    return replace(recipe, **SHORT) if name == "short" else recipe

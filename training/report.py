@@ -134,7 +134,7 @@ def first_lines(
         "Network": f"{settings.model}, {parameters:,} parameters",
         "Device": f"{device}, {count(threads, 'thread')}{each}",
         "Data": f"{source}: {trained}, {scored} to score on",
-        "Recipe": f"{recipe_name(settings.model, settings.recipe)}:"
+        "Recipe": f"{recipe_name(settings.model, settings.config, settings.recipe)}:"
         f" {count(epochs, 'epoch')} of {count(len(loader), 'step')}",
         "Output": utils.clean(output),
     }
@@ -150,13 +150,13 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + "s" * (number != 1)
 
 
-def recipe_name(model: str, recipe: Recipe) -> str:
+def recipe_name(model: str, config: dict[str, Any], recipe: Recipe) -> str:
     """The name of the network's recipe that is closest to this one, and the differences."""
     changes = {
         name: [
             f"{setting} {value}"
             for setting, value in asdict(recipe).items()
-            if value != getattr(named_recipe(model, name), setting)
+            if value != getattr(named_recipe(model, config, name), setting)
         ]
         for name in NAMES
     }

@@ -16,6 +16,7 @@ except ImportError:  # Windows
     import msvcrt
 
 LAST, PREVIOUS = "last.safetensors", "previous.safetensors"  # the latest, and the one before it
+WEIGHTS = "weights.safetensors"
 LOCK = ".lock"
 _held: dict[Path, IO[bytes]] = {}  # the locks of this process, by folder
 
@@ -80,7 +81,7 @@ def claim(folder: Path, resumed: Path | None, source: Path | None) -> None:
     """
     own = [(folder / name).resolve() for name in (LAST, PREVIOUS)]
     if resumed is None or resumed.resolve() not in own:
-        if (folder / LAST).exists() or (folder / PREVIOUS).exists():
+        if any((folder / name).exists() for name in (LAST, PREVIOUS, WEIGHTS)):
             raise RunError(f"{folder} already holds a run: resume it, or choose another --output")
     elif source is not None and source != resumed:
         os.replace(source, folder / LAST)

@@ -1,7 +1,5 @@
 """The settings of a run: from the flags of a new one, or the checkpoint of an interrupted one."""
 
-import os
-import shlex
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +13,7 @@ import data
 import models
 import utils
 from training import checkpoint as checkpoints
-from training import devices, distributed, run_folder
+from training import devices, run_folder
 from training.flags import check_types, flag, setting, with_flags
 from training.optimizer import build_optimizer
 from training.recipe import NAMES, Recipe, named_recipe
@@ -68,8 +66,20 @@ class Settings:
         return "train" if self.eval_split == "val" else "train+val"
 
     @property
+    def trained_on(self) -> dict[str, str]:
+        """The images that the weights have seen: in this run, and before it if it started from
+        trained ones."""
+        sources = {self.source, *(file.source for file in self.weights)} - {""}
+        splits = "+".join([self.train_split, *(file.train_split for file in self.weights)])
+        return {
+            "source": "sample" if sources == {"sample"} else "cifar10",
+            "train_split": "+".join(sorted({*splits.split("+")} - {""})),
+        }
+
+    @property
     def title(self) -> str:
-        sample = ", trained on the built-in sample only" if self.source == "sample" else ""
+        only_sample = self.trained_on["source"] == "sample"
+        sample = ", trained on the built-in sample only" if only_sample else ""
         return f"{self.model} on CIFAR-10{sample}"
 
 
@@ -96,7 +106,7 @@ def new_settings(given: dict[str, Any], device: torch.device) -> Settings:
     """The settings of a new run: the flags, and the network's own recipe for the rest."""
     options = with_flags(Options(), given)
     model, config = network_of(given)
-    recipe = with_flags(named_recipe(model, options.recipe), given)
+    recipe = with_flags(named_recipe(model, config, options.recipe), given)
     # These raise for what the network or the device cannot do, before any data is looked for.
     build_optimizer(models.build(model, **config), recipe)
     precision = devices.pick_precision(options.precision, device)
@@ -164,9 +174,10 @@ def settings_from_fields(fields: dict[str, Any]) -> Settings:
 def refuse_changes(settings: Settings, given: dict[str, Any]) -> None:
     """RunError if a flag contradicts the settings of the run."""
     settled = {**asdict(settings), **asdict(settings.recipe), "data": settings.source}
-    settled["weights"] = [Path(file.path) for file in settings.weights]
+    asked = given.get("weights", ())
+    settled["weights"] = [p for p in asked if any(file.is_at(p) for file in settings.weights)]
     if "recipe" in given:  # stands for many settings, some of which other flags may override
-        named = asdict(named_recipe(settings.model, given["recipe"]))
+        named = asdict(named_recipe(settings.model, settings.config, given["recipe"]))
         given = {**named, **{name: value for name, value in given.items() if name != "recipe"}}
     different = [
         name for name, value in given.items() if value not in ("auto", settled.get(name, value))
@@ -236,7 +247,7 @@ def find_folder(given: dict[str, Any]) -> Path | None:
     if "output" in given or resume is None:
         return given.get("output")
     if resume == AUTO:
-        model, _ = network_of(given)
+        model = given.get("model") or network_of(given)[0]
         latest = run_folder.find_latest(RUNS.glob(f"{model}-*"))
         return None if latest is None else latest.parent
     return resume if resume.is_dir() else resume.parent
@@ -260,34 +271,3 @@ def open_folder(plan: Plan, locks: ExitStack) -> None:
         older, fault = plan.source.name, "is missing" if absent else "is damaged"
         newest = utils.clean(plan.resumed)
         print(f"{newest} {fault}: continuing from {older}, the one before", file=sys.stderr)
-
-
-# Flags that a checkpoint does not keep, so the command that resumes the run repeats them.
-UNSAVED_FLAGS = (
-    "data_dir",
-    "device",
-    "compile",
-    "no_graph",
-    "deterministic",
-    "checkpoint_minutes",
-    "tensorboard",
-)
-
-
-def resume_command(given: dict[str, Any], output: Path) -> str:
-    """The shell command that resumes the run in `output`."""
-    flags = ["--resume", output / run_folder.LAST]
-    for name in UNSAVED_FLAGS:
-        if name in given:
-            value = [] if given[name] is True else [given[name]]
-            flags += [flag(name), *value]
-    return " ".join(map(_quoted, [*distributed.command(), sys.argv[0], *map(str, flags)]))
-
-
-def _quoted(word: str) -> str:
-    """A word for a shell. Unprintable bytes, which a terminal would obey, are escaped as bash and
-    zsh read them."""
-    if word.isprintable():
-        return shlex.quote(word)
-    plain = set(range(32, 127)) - set(b"'\\")
-    return "$'" + "".join(chr(b) if b in plain else f"\\x{b:02x}" for b in os.fsencode(word)) + "'"

@@ -58,10 +58,17 @@ def load_network(path: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A checkpoint that a training uses, and the SHA-256 by which it recognises the file."""
+    """A checkpoint that a training uses, the SHA-256 by which it recognises the file, and what the
+    weights in it were trained on."""
 
     path: str
     sha256: str
+    source: str = ""
+    train_split: str = ""
+
+    def is_at(self, path: Path) -> bool:
+        """Whether `path` is its path, or holds a copy of it."""
+        return str(path) == self.path or (path.is_file() and _digest(path) == self.sha256)
 
 
 def find_weights(paths: Sequence[Path], flag: str, eval_split: str) -> tuple[WeightsFile, ...]:
@@ -71,12 +78,16 @@ def find_weights(paths: Sequence[Path], flag: str, eval_split: str) -> tuple[Wei
     Raises:
         utils.RunError: a file is missing, or its network is not one for CIFAR-10.
     """
+    files = []
     for path in paths:
         _, checkpoint = load_for_cifar10(path, flag)
-        if _trained_on(checkpoint["data"], eval_split):
+        trained = checkpoint["data"]
+        if _trained_on(trained, eval_split):
             line = f"{flag} {path} was trained on {eval_split}: scores on it will be too high"
             print(utils.clean(line), file=sys.stderr)
-    return tuple(WeightsFile(str(path), _digest(path)) for path in paths)
+        seen = trained["source"], trained["train_split"]
+        files.append(WeightsFile(str(path), _digest(path), *seen))
+    return tuple(files)
 
 
 def load_again(file: WeightsFile, flag: str) -> nn.Module:
