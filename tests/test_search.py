@@ -13,9 +13,10 @@ from utils import count_parameters
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", search.CANDIDATES)
-def test_every_candidate_can_be_trained(name):
-    candidate = search.CANDIDATES[name]
+@pytest.mark.parametrize(
+    "name, candidate", [*search.CANDIDATES.items(), *search.SMALL_ABLATION.items()]
+)
+def test_every_candidate_can_be_trained(name, candidate):
     settings = search.settings_of(candidate, 3, 1, CPU)
     assert settings.recipe.epochs == 3 and settings.seed == 1
     model = models.build(settings.model, **settings.config)
@@ -48,6 +49,11 @@ def test_a_budget_out_of_range_is_refused(flags, capsys):
     with pytest.raises(SystemExit) as error:
         search.main([flags])
     assert error.value.code == 2 and "choose" in capsys.readouterr().err
+
+
+def test_the_small_ablation_has_no_other_candidates():
+    with pytest.raises(utils.RunError, match="--small has no sgd"):
+        search.main(["--epochs=1", "--small", "--only", "full", "sgd"])
 
 
 def test_another_table_is_refused(tmp_path):
