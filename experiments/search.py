@@ -99,7 +99,7 @@ IN_WORDS = {  # as the figure names them
     "no_transposed": "1x1 and repeated pixels instead of the transposed convolution",
     "no_unshuffle": "max pooling instead of pixel unshuffle",
     "no_attention": "no channel attention",
-    "no_mirror": "no mirrors",
+    "no_mirror": "no mirror symmetry",
 }
 CANDIDATES = {
     **ABLATION,
