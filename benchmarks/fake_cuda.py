@@ -1,8 +1,9 @@
 """A training step on CUDA without a GPU: what it launches, and where it waits for the device.
 
 PyTorch's fake tensors have a device, a dtype and strides, but no values. So a complete step runs on
-"cuda" on any machine, and an operation on tensors of two devices is an error. They cannot show time
-or failures inside cuDNN, cuBLAS and kernels.
+"cuda" without a GPU, and an operation on tensors of two devices is an error. They cannot show time
+or failures inside cuDNN, cuBLAS and kernels. Where PyTorch sees a GPU, a complete step fails:
+PyTorch 2.11 cannot copy such tensors there.
 """
 
 import functools

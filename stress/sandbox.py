@@ -40,7 +40,7 @@ from training import devices, figures, onnx_files, settings
 
 IMAGES = 10  # of a split, at most
 CLOCK = 60  # seconds after which a command is killed, generous on a busy machine
-ADDRESS_SPACE = 8 << 30  # bytes, with the libraries
+ADDRESS_SPACE = 6 << 30  # bytes, besides the libraries and what the tests already hold
 SMALL = {"widths": (8, 16), "hidden": (8, 16), "depths": (1, 1, 1, 1)}  # of the mirror network
 FIGURES = ("class_accuracy", "confusion_matrix", "mistakes", "predictions", "validation")
 REAL = {name: getattr(plots, name) for name in FIGURES}
@@ -211,6 +211,7 @@ class Box:
     def enter(self, case: Case, folder: Path, drawn: bool) -> None:
         """Prepare this process, just forked, for a case."""
         os.chdir(folder / "in")
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a forked process cannot use a GPU
         tempfile.tempdir, settings.RUNS = str(folder), folder / "in" / "runs"
         data.DEFAULT_DIRECTORY = folder / "in" / "raw"
         if case.kind == "sample":
@@ -219,6 +220,8 @@ class Box:
         vars(plots).update(REAL if drawn else {})
         self.held = life.interrupted_after(3)  # a reference, or it ends here
         self.held.__enter__()
-        resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
+        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        limit = held + ADDRESS_SPACE
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         signal.alarm(CLOCK)
         sys.addaudithook(watch(folder))

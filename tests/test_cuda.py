@@ -12,6 +12,9 @@ from training import devices, engine
 from training.recipe import RECIPES
 from training.settings import Settings
 
+without_gpu = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="CUDA_VISIBLE_DEVICES= pytest tests/test_cuda.py runs it"
+)
 NETWORKS = ("under100k", "baseline")  # the smaller ones are the first with other sizes
 BATCH = 20  # no number of channels
 PRECISIONS = list(devices.PRECISIONS)
@@ -38,6 +41,7 @@ def steps():
     }
 
 
+@without_gpu
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("model", NETWORKS)
@@ -45,6 +49,7 @@ def test_a_step_never_waits_for_the_device(steps, model, precision):
     assert not steps[model, precision].waits
 
 
+@without_gpu
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_default_network_stays_in_channels_last(steps, precision):
@@ -64,6 +69,7 @@ def test_the_default_network_stays_in_channels_last(steps, precision):
     assert not left
 
 
+@without_gpu
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_default_network_computes_in_the_precision_asked_for(steps, precision):
@@ -75,6 +81,7 @@ def test_the_default_network_computes_in_the_precision_asked_for(steps, precisio
     assert len(convolutions) > 30 and set(convolutions) == {devices.PRECISIONS[precision]}
 
 
+@without_gpu
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_launches_a_step(steps, precision):
@@ -120,6 +127,7 @@ def test_backward_node_by_node_is_backward():
         torch.testing.assert_close(p.grad, gradient)
 
 
+@without_gpu
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_evaluation_on_cuda(precision):

@@ -151,14 +151,14 @@ def test_the_random_state_comes_back():
     assert torch.equal(torch.rand(5), expected)
 
 
-def test_a_gpus_own_random_state_comes_back_and_is_missed(monkeypatch, capsys):
+def test_a_gpus_own_random_state_comes_back(monkeypatch):
     device, restored = torch.device("cuda", 1), []
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.tensor([device.index]))
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *args: restored.append(args))
     devices.set_random_state(devices.random_state(device), device)
-    assert restored == [(torch.tensor([1]), device)] and capsys.readouterr().err == ""
-    devices.set_random_state(devices.random_state(CPU), device)
-    assert len(restored) == 1 and capsys.readouterr().err.count("Saved without a GPU") == 1
+    assert restored == [(torch.tensor([1]), device)]
+    devices.set_random_state(devices.random_state(CPU), device)  # has none to restore
+    assert len(restored) == 1
 
 
 def test_deterministic_settings(monkeypatch):

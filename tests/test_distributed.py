@@ -213,9 +213,8 @@ def work(rank, folder, ports):
                 )
             if rank == 0:
                 shutil.copytree(folder / "resumed", folder / "interrupted")
-            found["resumed"] = run_train(
-                ports.pop(), "--resume", folder / "resumed" / "last.safetensors"
-            )
+            last = folder / "resumed" / "last.safetensors"
+            found["resumed"] = run_train(ports.pop(), "--resume", last, "--device", "cpu")
             found["refused"] = run_train(ports.pop(), *FLAGS, "--output", folder / "whole")
         torch.save(found, folder / f"{rank}.pt")
 

@@ -27,7 +27,7 @@ from training import checkpoint as checkpoints
 from training import engine, figures, report, run_folder, settings
 from training.checkpoint_content import released, training_state
 from training.epochs import CHECK_EVERY, Monitor
-from training.run import build_run
+from training.run import build_loader, build_run, resume
 from training.settings import settings_of
 
 ROOT = Path(train.__file__).resolve().parent
@@ -45,8 +45,10 @@ def command(monkeypatch, capfd, few_images):
 
     def run(*flags):
         capfd.readouterr()
+        device = [] if "--device" in flags else ["--device", "cpu"]  # where resuming is exact
+        words = [str(word) for word in (*flags, *device)]
         try:
-            utils.run_script(lambda: train.main([str(flag) for flag in flags]), data.DataError)
+            utils.run_script(lambda: train.main(words), data.DataError)
             status = 0
         except SystemExit as end:
             status = end.code
@@ -501,6 +503,23 @@ for script, *flags in (
     sys.argv = [script, *flags]
     runpy.run_path(f"{root}/{script}", run_name="__main__")
 """
+
+
+def test_from_a_cpu_to_a_gpu(interrupted, few_images, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.zeros(16))
+    checkpoint = checkpoints.load_checkpoint(interrupted)
+    settings = settings_of(checkpoint, {}, interrupted)
+    cpu = torch.device("cpu")
+    loader = build_loader(settings, data.load("sample", ROOT, "train"), cpu, train=True)
+    run = build_run(settings, cpu, STEPS)
+    run.device = torch.device("cuda")
+    checkpoint["training"]["step"] += 1
+    with pytest.raises(utils.RunError, match="another step"):
+        resume(run, checkpoint, loader, interrupted)
+    assert capsys.readouterr().err == ""  # a refusal is one line
+    checkpoint["training"]["step"] -= 1
+    resume(run, checkpoint, loader, interrupted)
+    assert capsys.readouterr().err.count("Saved without a GPU") == 1
 
 
 @pytest.mark.slow

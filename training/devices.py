@@ -137,14 +137,11 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Restore what `random_state` returned; prints a line if the state of a GPU is missing."""
+    """Restore what `random_state` returned; a GPU's generator stays as it is if it was saved
+    without one."""
     torch.set_rng_state(state["cpu"])
-    if device.type != "cuda":
-        return
-    if state["cuda"]:
+    if device.type == "cuda" and state["cuda"]:
         torch.cuda.set_rng_state(state["cuda"][0], device)
-    else:
-        print("Saved without a GPU: dropout continues with new random numbers", file=sys.stderr)
 
 
 def make_deterministic() -> None:

@@ -3,6 +3,7 @@
 What is saved of it: checkpoint_content.py.
 """
 
+import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -240,3 +241,7 @@ def resume(run: Run, checkpoint: dict[str, Any], loader: data.Loader, path: Path
             raise ValueError("its history is not that of its epochs")
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
         raise utils.RunError(f"{path} does not fit its own settings: {e}") from e
+    lost = run.device.type == "cuda" and not checkpoint["training"]["random"]["cuda"]
+    if lost and distributed.is_main():
+        line = "Saved without a GPU: dropout, if any, continues with new random numbers"
+        print(line, file=sys.stderr)
