@@ -3,7 +3,7 @@
     python experiments/search.py --minutes 5 --data-dir DIR [--only NAME ...] [--seeds 0 1]
     python experiments/search.py --epochs 5 --only full no_attention ... --seeds 0 1
     python experiments/search.py --speed --only full no_attention ...
-    python experiments/search.py --epochs 5 --small --output experiments/search_small.csv
+    python experiments/search.py --epochs 5 --small --output experiments/search_under25k.csv
     python experiments/search.py --figure FILE.png --output experiments/search_plain.csv
 
 The budget is in minutes of training on this machine (the script first measures how many epochs
