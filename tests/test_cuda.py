@@ -91,6 +91,12 @@ def test_launches_a_step(steps, precision):
     assert steps["under100k", precision].launches_with_a_graph <= REPLAYED[precision], launches
 
 
+def test_the_count_of_launches_says_how_to_hide_a_gpu(program, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    status, out, err = program("benchmarks/launches.py")
+    assert (status, out) == (2, "") and err.startswith("launches.py: error: hide the GPU")
+
+
 def test_a_wait_and_a_tensor_on_the_wrong_device_are_seen():
     """What the tests above would say of mistakes, made here on purpose."""
     with fake_cuda.fake_cuda() as watch:
