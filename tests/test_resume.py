@@ -490,21 +490,6 @@ def test_precision_that_the_device_lacks(command, interrupted, tmp_path):
     assert status == 2 and "fp16" in err
 
 
-SCRIPTS = ["*.py", "data/*.py", "data/sample/*", "models/*.py", "plots/*.py", "training/*.py"]
-BOTH = """
-import runpy, sys
-root, run = sys.argv[1:]
-sys.path[0] = root  # as where the scripts themselves are run
-small = "--model baseline --data sample --epochs 1 --batch-size 1000 --device cpu --output"
-for script, *flags in (
-    ["train.py", *small.split(), run],
-    ["test.py", "--checkpoint", run + "/weights.safetensors", "--output", run],
-):
-    sys.argv = [script, *flags]
-    runpy.run_path(f"{root}/{script}", run_name="__main__")
-"""
-
-
 def test_from_a_cpu_to_a_gpu(interrupted, few_images, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.zeros(16))
     checkpoint = checkpoints.load_checkpoint(interrupted)
@@ -520,6 +505,21 @@ def test_from_a_cpu_to_a_gpu(interrupted, few_images, monkeypatch, capsys):
     checkpoint["training"]["step"] -= 1
     resume(run, checkpoint, loader, interrupted)
     assert capsys.readouterr().err.count("Saved without a GPU") == 1
+
+
+SCRIPTS = ["*.py", "data/*.py", "data/sample/*", "models/*.py", "plots/*.py", "training/*.py"]
+BOTH = """
+import runpy, sys
+root, run = sys.argv[1:]
+sys.path[0] = root  # as where the scripts themselves are run
+small = "--model baseline --data sample --epochs 1 --batch-size 1000 --device cpu --output"
+for script, *flags in (
+    ["train.py", *small.split(), run],
+    ["test.py", "--checkpoint", run + "/weights.safetensors", "--output", run],
+):
+    sys.argv = [script, *flags]
+    runpy.run_path(f"{root}/{script}", run_name="__main__")
+"""
 
 
 @pytest.mark.slow
