@@ -4,6 +4,7 @@ Most runs are of train.py's `main` in this process, on a few images and without 
 """
 
 import csv
+import errno
 import os
 import pty
 import resource
@@ -48,7 +49,7 @@ def command(monkeypatch, capfd, few_images):
         device = [] if "--device" in flags else ["--device", "cpu"]  # where resuming is exact
         words = [str(word) for word in (*flags, *device)]
         try:
-            utils.run_script(lambda: train.main(words), data.DataError)
+            utils.run_script(lambda: train.main(words), data.DataError, OSError)
             status = 0
         except SystemExit as end:
             status = end.code
@@ -206,7 +207,36 @@ def test_a_terminal_that_closes_saves_the_run(tmp_path):
     os.close(terminal)
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
-    assert checkpoints.load_checkpoint(run / run_folder.LAST)["training"]["batch"] > 0
+    saved = checkpoints.load_checkpoint(run / run_folder.LAST)
+    assert (saved["epoch"], saved["training"]["batch"]) > (0, 0)
+
+
+@pytest.mark.parametrize(
+    "error, number, status",
+    [(errno.EIO, signal.SIGHUP, 129), (errno.EPIPE, None, 1), (errno.ENOSPC, None, 2)],
+)
+def test_a_line_that_cannot_be_printed_saves_the_run(
+    command, tmp_path, monkeypatch, undisturbed, error, number, status
+):
+    """A terminal that has closed, a reader that has ended, a full disk: within an epoch."""
+    flags = [*FP32, "--output", tmp_path / "a"]
+
+    def fail(pace, step):
+        if step == 2:
+            if number is not None:
+                os.kill(os.getpid(), number)
+            raise OSError(error, os.strerror(error))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(report.Pace, "step", fail)  # after it, the bar and the forecast are printed
+        ended, out, err = command(*flags)
+    assert ended == status
+    assert ("--resume" in out) == (number is not None)
+    assert os.strerror(error) in err if status == 2 else not err
+    saved = checkpoints.load_checkpoint(tmp_path / "a" / run_folder.LAST)
+    assert (saved["epoch"], saved["training"]["batch"]) == (0, 2)
+    assert command("--resume", tmp_path / "a" / run_folder.LAST)[0] == 0
+    assert digest(checkpoints.load_checkpoint(tmp_path / "a" / run_folder.LAST)) == undisturbed
 
 
 # ------------------------------------------------------------------------------------ --resume auto

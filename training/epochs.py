@@ -31,7 +31,8 @@ def train(
     saver: "Saver",
     after_epoch: Callable[[], None] = lambda: None,
 ) -> engine.Evaluation | None:
-    """Train to the last epoch; on a signal, save and raise Interrupted.
+    """Train to the last epoch; on a signal, save and raise Interrupted. Where a line cannot be
+    printed, save and raise the OSError.
 
     after_epoch: called once an epoch is saved.
     """
@@ -43,6 +44,12 @@ def train(
             return train_to_the_end(run, loader, eval_loader, saver, interruption, after_epoch)
         except Interrupted:
             saver.save()
+            raise
+        except OSError:
+            # Other processes would have to save at the same time, and they know nothing of this.
+            if distributed.world_size() == 1:
+                saver.save()
+                interruption.check()  # a terminal that closes sends SIGHUP, too
             raise
 
 
