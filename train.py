@@ -1,7 +1,4 @@
-"""Train a CIFAR-10 classifier: `python train.py` is the recipe behind the released weights.
-
-`torchrun --nproc-per-node=N train.py` does it on N GPUs or, with `--device cpu`, in N processes.
-"""
+"""Train a CIFAR-10 classifier; `torchrun --nproc-per-node=N train.py` uses N GPUs or processes."""
 
 import argparse
 import sys
@@ -43,7 +40,7 @@ def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
     """The flags given, by name; omitted flags are absent."""
     parser = utils.ArgumentParser(
         usage="%(prog)s [--FLAG VALUE ...]",
-        description=__doc__.replace("\n\n", "\n"),
+        description=__doc__,
         formatter_class=compact,
         argument_default=argparse.SUPPRESS,
         add_help=False,

@@ -72,7 +72,8 @@ class Loader:
     (N, 10) float32, the share of each class; both on `device`. The last batch may be shorter. Order
     and augmentation depend only on (seed, epoch), not on the device: all random numbers of an epoch
     are drawn on the CPU before its first batch. For evaluation pass
-    `augmentation=None, shuffle=False`.
+    `augmentation=None, shuffle=False`. After `mixup_epochs` epochs (None: never) the shares of
+    mixup are 0, and the labels keep their form.
 
     If `world_size` processes train together, each has a loader with its own `rank` and takes its
     part of every batch. Together the parts are the batch of one process; their sizes differ by at
@@ -97,6 +98,7 @@ class Loader:
         std: Sequence[float],
         dtype: torch.dtype,
         shuffle: bool,
+        mixup_epochs: int | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -107,6 +109,7 @@ class Loader:
         self.device = torch.device(device)
         self.dtype = dtype
         self.shuffle = shuffle
+        self.mixup_epochs = mixup_epochs
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
@@ -204,6 +207,8 @@ class Loader:
             first = torch.randint(2, (n,), generator=_generator(1, self.seed, 0)) == 1
             coin = first[index] ^ (epoch % 2 == 1)
         share = augmentation.mixup * torch.rand(n, generator=generator)
+        if self.mixup_epochs is not None and epoch >= self.mixup_epochs:
+            share.zero_()
         angle = math.radians(augmentation.rotation) * (2 * torch.rand(n, generator=generator) - 1)
         colours = augmentation.colour * (2 * torch.rand(n, 3, generator=generator) - 1)
         colours += torch.tensor([1.0, 1.0, 0.0])

@@ -230,6 +230,18 @@ def test_loader_mixes_each_image_and_its_label_with_another():
     assert len({round(share, 4) for share in shares}) > 35
 
 
+def test_mixup_ends_after_its_epochs_and_nothing_else_changes():
+    split = numbered_split(40)
+    split = dataclasses.replace(split, labels=split.labels % 10)
+    mixed, ending = (loader(split, 16, MIXED, True, mixup_epochs=last) for last in (None, 2))
+    for one, other in zip(epoch(mixed, 1), epoch(ending, 1), strict=True):
+        assert torch.equal(one, other)
+    images, labels = epoch(loader(split, 16, FULL, True), 2)
+    shown, targets = epoch(ending, 2)
+    assert torch.equal(shown, images) and torch.equal(targets, F.one_hot(labels, 10).float())
+    assert not torch.equal(epoch(mixed, 2)[0], images)
+
+
 @pytest.mark.parametrize("n", [37, 33])  # of 33 the last batch has one image, and some parts none
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_parts_of_a_mixed_batch_make_the_whole(world_size, n):

@@ -5,10 +5,12 @@ import dataclasses
 import pytest
 import torch
 
+import data
 import models
 import train
 from training.flags import flag, setting, settings_of
 from training.recipe import RECIPES, Recipe, RecipeError
+from training.run import build_loader
 from training.settings import Options, new_settings
 
 PLAIN = Recipe(epochs=10, batch_size=8, optimizer="sgd", learning_rate=0.5, schedule="linear")
@@ -58,6 +60,7 @@ def test_baseline_recipe_is_the_notebooks():
         "flip": ["sideways"],
         "cutout": [-1, 33],
         "mixup": [-0.1, 0.51, float("nan")],
+        "mixup_until": [-0.1, 1.1, float("nan")],
         "distillation": [-0.1, 1.01, float("nan")],
         "temperature": [0.0, -1.0, float("nan")],
     }.items(),
@@ -82,6 +85,13 @@ def test_every_network_has_a_recipe():
 def test_a_smaller_network_is_trained_as_the_default_one_for_100_epochs(name):
     milder = {"ema_decay": 0.998, "mixup": 0.2}
     assert RECIPES[name] == dataclasses.replace(RECIPES["under100k"], epochs=100, **milder)
+
+
+def test_mixup_ends_after_its_fraction_of_the_epochs():
+    given = {"data": "sample", "epochs": 10, "mixup_until": 0.7}
+    settings, cpu = new_settings(given, torch.device("cpu")), torch.device("cpu")
+    loader = build_loader(settings, data.load("sample", "", "train"), cpu, train=True)
+    assert loader.mixup_epochs == 7
 
 
 @pytest.mark.parametrize("name", models.names())

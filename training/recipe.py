@@ -56,6 +56,7 @@ class Recipe:
     mixup: float = setting(
         "largest share of a second image, 0 for none", default=0.0, at_most=data.MAX_MIXUP
     )
+    mixup_until: float = setting("fraction of the epochs with mixup", default=1.0, at_most=1)
     rotation: float = setting("largest angle in degrees", default=0.0, at_most=data.MAX_ROTATION)
     colour: float = setting(
         "largest change of saturation, contrast, brightness", default=0.0, at_most=data.MAX_COLOUR
@@ -97,14 +98,14 @@ RECIPES = {
         flip="none",  # the network is mirror-symmetric
         cutout=8,
         mixup=0.4,
+        mixup_until=0.95,
     ),
 }
-# under25k was trained like this. under50k was not: docs/results.md has its trainings.
 _SHORTER = replace(RECIPES["under100k"], epochs=100, ema_decay=0.998, mixup=0.2)
 RECIPES |= dict.fromkeys(("under50k", "under25k"), _SHORTER)
 # Label smoothing would erase what a teacher knows about the similarity of classes (Mueller et al.
 # 2019, arXiv:1906.02629).
-RECIPES["teacher"] = replace(_SHORTER, epochs=40, label_smoothing=0.0)
+RECIPES["teacher"] = replace(_SHORTER, epochs=40, label_smoothing=0.0, mixup_until=1.0)
 
 # Recipes by name: "default" is the network's own, and "short" adapts it to a budget of a few
 # epochs: a shorter moving average of the weights, and less augmentation.

@@ -178,6 +178,7 @@ def build_loader(
         split,
         recipe.batch_size if train else size,
         augmentation=augmentation_of(recipe) if train else None,
+        mixup_epochs=round(recipe.mixup_until * recipe.epochs),
         seed=settings.seed,
         device=device,
         mean=data.MEAN,
