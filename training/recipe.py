@@ -85,7 +85,7 @@ RECIPES = {
         padding_mode="zeros",
     ),
     "under100k": Recipe(
-        epochs=115,
+        epochs=300,
         batch_size=128,
         optimizer="muon",
         learning_rate=0.1,
@@ -97,11 +97,11 @@ RECIPES = {
         ema_decay=0.999,
         flip="none",  # the network is mirror-symmetric
         cutout=8,
-        mixup=0.4,
-        mixup_until=0.95,
+        mixup=0.5,
+        mixup_until=0.96,
     ),
 }
-_SHORTER = replace(RECIPES["under100k"], epochs=100, ema_decay=0.998, mixup=0.2)
+_SHORTER = replace(RECIPES["under100k"], epochs=100, ema_decay=0.998, mixup=0.2, mixup_until=0.85)
 RECIPES |= dict.fromkeys(("under50k", "under25k"), _SHORTER)
 # Label smoothing would erase what a teacher knows about the similarity of classes (Mueller et al.
 # 2019, arXiv:1906.02629).
