@@ -83,7 +83,7 @@ def test_every_network_has_a_recipe():
 
 @pytest.mark.parametrize("name", ["under50k", "under25k"])
 def test_a_smaller_network_is_trained_as_the_default_one_for_100_epochs(name):
-    milder = {"ema_decay": 0.998, "mixup": 0.2, "mixup_until": 0.9}
+    milder = {"ema_decay": 0.998, "mixup": 0.2}
     assert RECIPES[name] == dataclasses.replace(RECIPES["under100k"], epochs=100, **milder)
 
 

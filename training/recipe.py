@@ -101,7 +101,7 @@ RECIPES = {
         mixup_until=0.96,
     ),
 }
-_SHORTER = replace(RECIPES["under100k"], epochs=100, ema_decay=0.998, mixup=0.2, mixup_until=0.9)
+_SHORTER = replace(RECIPES["under100k"], epochs=100, ema_decay=0.998, mixup=0.2)
 RECIPES |= dict.fromkeys(("under50k", "under25k"), _SHORTER)
 # Label smoothing would erase what a teacher knows about the similarity of classes (Mueller et al.
 # 2019, arXiv:1906.02629).
