@@ -185,7 +185,7 @@ class MirrorBatchNorm2d(TiedModule, nn.BatchNorm2d):
 
     running_mean: Tensor
     running_var: Tensor
-    momentum: float
+    num_batches_tracked: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
@@ -198,8 +198,11 @@ class MirrorBatchNorm2d(TiedModule, nn.BatchNorm2d):
         mean, variance = self.running_mean, self.running_var
         if not self.training:
             mean, variance = (merge_halves(s[None])[0].repeat(2) for s in (mean, variance))
+        momentum = self.momentum
+        if momentum is None:  # every batch counts the same, as in nn.BatchNorm2d
+            momentum = 1 / max(1, int(self.num_batches_tracked))
         return nn.functional.batch_norm(
-            x, mean, variance, weight, bias, self.training, self.momentum, self.eps
+            x, mean, variance, weight, bias, self.training, momentum, self.eps
         )
 
     def plain_norm(self) -> nn.BatchNorm2d:

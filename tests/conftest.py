@@ -69,7 +69,7 @@ def refused(program):
         status, _, err = program(script, *arguments)
         lines = err.splitlines()
         assert status == 2 and len(lines) == 1, err
-        assert lines[0].startswith(f"{script}: error: ")
+        assert lines[0].startswith(f"{Path(script).name}: error: ")
         return lines[0]
 
     return run
