@@ -2,8 +2,9 @@
 
     python experiments/landscape.py
 
-Ours come from checkpoints/*_history.csv and are scored on the validation split. The others are as
-published (published.csv), on the test split, so the two kinds compare only roughly.
+Our released weights are scored on the validation split, in fp32; the baseline, whose weights are
+not kept, has the accuracy of its history. The others are as published (published.csv), on the test
+split, so the two kinds compare only roughly.
 """
 
 import csv
@@ -12,30 +13,52 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also when run as a file
 
+import torch
+from torch import nn
+
+import data
 import models
 import plots
 import utils
 from benchmarks import common
 from benchmarks.time_to_accuracy import read_history
-from training import checkpoint as checkpoints
+from training import engine, weights
 
+BATCH_SIZE = 500
 PUBLISHED = Path(__file__).resolve().with_name("published.csv")
 
 
-def ours() -> list[plots.System]:
-    """Each network that has a history, with its accuracy after the last epoch."""
+def ours(split: data.Split) -> list[plots.System]:
+    """Each network below the limit that was released or has a history, scored on `split`."""
     systems = []
     for name in models.names():
-        history = common.ROOT / "checkpoints" / f"{name}_history.csv"
-        if name == "teacher" or not history.exists():  # the teacher is large on purpose
+        path = common.ROOT / "checkpoints" / f"{name}.safetensors"
+        if name == "teacher":  # large on purpose
             continue
-        accuracy = read_history(history)[-1]
-        config = {}
-        if name == models.names()[0]:  # the network when its weights were released
-            config = checkpoints.load_checkpoint(models.RELEASED_WEIGHTS)["config"]
-        parameters = utils.count_parameters(models.build(name, **config))
-        systems.append(plots.System(name, parameters, accuracy, accuracy))
+        if path.exists():
+            network, accuracy = score(path, split)
+        else:
+            network = models.build(name)
+            accuracy = read_history(path.with_name(f"{name}_history.csv"))[-1]
+        systems.append(plots.System(name, utils.count_parameters(network), accuracy, accuracy))
     return systems
+
+
+def score(path: Path, split: data.Split) -> tuple[nn.Module, float]:
+    """The network of the checkpoint at `path`, and its accuracy in fp32."""
+    network, checkpoint = weights.load_network(path)
+    loader = data.Loader(
+        split,
+        BATCH_SIZE,
+        augmentation=None,
+        seed=0,
+        device="cpu",
+        **checkpoint["normalization"],
+        dtype=torch.float32,
+        shuffle=False,
+    )
+    evaluation = engine.evaluate(network, loader, precision=torch.float32)
+    return network, evaluation.metrics.accuracy
 
 
 def published(table: Path) -> list[plots.System]:
@@ -59,13 +82,18 @@ def main(argv: list[str] | None = None) -> None:
     parser = utils.ArgumentParser(description=__doc__)
     path = common.ROOT / "plots" / "landscape.png"
     parser.add_argument("--figure", type=Path, default=path, help="(plots/landscape.png)")
-    figure = parser.parse_args(argv).figure
+    parser.add_argument("--data-dir", type=Path, default=data.DEFAULT_DIRECTORY, help="(data/raw)")
+    arguments = parser.parse_args(argv)
+    data.find("cifar10", arguments.data_dir, need=("val",))
+    val = data.load("cifar10", arguments.data_dir, "val")
     kinds = {
-        "this repository, validation split": ours(),
+        "this repository, validation split": ours(val),
         "as published, test split": published(PUBLISHED),
     }
-    plots.landscape(kinds, figure, title="CIFAR-10: accuracy and parameters", limit=100_000)
+    plots.landscape(
+        kinds, arguments.figure, title="CIFAR-10: accuracy and parameters", limit=100_000
+    )
 
 
 if __name__ == "__main__":
-    utils.run_script(main)
+    utils.run_script(main, data.DataError)
