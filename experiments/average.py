@@ -25,16 +25,17 @@ import models
 import utils
 from training import checkpoint as checkpoints
 from training import weights
-from training.flags import file
+from training.flags import compact, file
 
 BATCH_SIZE = 250
 BATCHES = 40  # for the statistics
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = utils.ArgumentParser(description=__doc__)
-    parser.add_argument("files", nargs="+", type=file, metavar="FILE", help="checkpoints")
-    parser.add_argument("--output", type=Path, metavar="PATH", required=True)
+    parser = utils.ArgumentParser(description=__doc__, formatter_class=compact)
+    add = parser.add_argument
+    add("files", nargs="+", type=file, metavar="FILE", help="checkpoints of one network")
+    add("--output", type=file, metavar="PATH", required=True, help="checkpoint to write")
     weights.add_data(parser)
     return parser.parse_args(argv)
 
@@ -68,10 +69,10 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     network, checkpoint = average(arguments.files)
     source = weights.choose_source(arguments.data, checkpoint["data"])
-    names = checkpoint["data"]["train_split"]
-    data.find(source, arguments.data_dir, need=(names,), download_url=arguments.download_url)
+    split = checkpoint["data"]["train_split"]
+    data.find(source, arguments.data_dir, need=(split,), download_url=arguments.download_url)
     loader = data.Loader(
-        data.load(source, arguments.data_dir, names),
+        data.load(source, arguments.data_dir, split),
         BATCH_SIZE,
         augmentation=data.Augmentation(),
         seed=0,
@@ -80,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
         dtype=torch.float32,
         shuffle=True,
     )
-    # Averaged weights have other statistics than the average of the statistics (Izmailov et al.
+    # The statistics of averaged weights are not the average of the statistics (Izmailov et al.
     # 2018, arXiv:1803.05407).
     update_bn(islice(loader, BATCHES), network)
     content = {key: value for key, value in checkpoint.items() if key != "training"}
