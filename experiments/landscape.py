@@ -33,13 +33,15 @@ def ours(split: data.Split) -> list[plots.System]:
     systems = []
     for name in models.names():
         path = common.ROOT / "checkpoints" / f"{name}.safetensors"
+        history = path.with_name(f"{name}_history.csv")
         if name == "teacher":  # large on purpose
             continue
         if path.exists():
             network, accuracy = score(path, split)
+        elif history.exists():
+            network, accuracy = models.build(name), read_history(history)[-1]
         else:
-            network = models.build(name)
-            accuracy = read_history(path.with_name(f"{name}_history.csv"))[-1]
+            continue
         systems.append(plots.System(name, utils.count_parameters(network), accuracy, accuracy))
     return systems
 
