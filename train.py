@@ -23,7 +23,7 @@ from training.checkpoint_content import released
 from training.compilation import prepare
 from training.epochs import Saver, train
 from training.figures import AfterEpoch, draw, draw_augmentation, is_over
-from training.flags import add_flags, compact, file, folder
+from training.flags import add_flags, compact, file, folder, url
 from training.interruption import Interrupted, resume_command
 from training.recipe import RECIPES, RecipeError
 from training.run import Run, build_loaders, build_run, resume, seed_dropout
@@ -61,7 +61,7 @@ def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
     add = parser.add_argument_group("files").add_argument
     here = "folder of CIFAR-10; downloaded there if missing (data/raw)"
     add("--data-dir", type=folder, metavar="DIR", help=here)
-    add("--download-url", metavar="URL", help="mirror of cifar-10-python.tar.gz")
+    add("--download-url", type=url, metavar="URL", help="mirror of cifar-10-python.tar.gz")
     add("--output", type=folder, metavar="DIR", help="folder for the run (runs/NETWORK-TIME)")
     resumed = "continue this run; auto: the latest in --output or runs, else a new one"
     add("--resume", type=folder, metavar="PATH", help=resumed)

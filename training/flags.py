@@ -123,18 +123,23 @@ def add_flags(group: argparse._ActionsContainer, record: Any) -> None:
 
 def folder(text: str) -> Path:
     """A flag's folder. An empty path, as from an unset shell variable, is a usage error."""
-    return _path(text, "a folder")
+    return Path(_not_empty(text, "a folder"))
 
 
 def file(text: str) -> Path:
     """A flag's file, checked as in `folder`."""
-    return _path(text, "a file")
+    return Path(_not_empty(text, "a file"))
 
 
-def _path(text: str, what: str) -> Path:
+def url(text: str) -> str:
+    """A flag's URL, checked as in `folder`."""
+    return _not_empty(text, "a URL")
+
+
+def _not_empty(text: str, what: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError(f"is empty: name {what}")
-    return Path(text)
+    return text
 
 
 def compact(prog: str) -> argparse.HelpFormatter:

@@ -15,7 +15,7 @@ import data
 import models
 import utils
 from training import checkpoint as checkpoints
-from training.flags import Setting, add_flag, file, folder
+from training.flags import Setting, add_flag, file, folder, url
 
 SOURCE = Setting("auto: the sample if the weights were trained on it, else CIFAR-10", data.SOURCES)
 
@@ -43,7 +43,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         default=data.DEFAULT_DIRECTORY,
         help="folder of CIFAR-10; downloaded there if missing (data/raw)",
     )
-    add("--download-url", metavar="URL", help="mirror of cifar-10-python.tar.gz")
+    add("--download-url", type=url, metavar="URL", help="mirror of cifar-10-python.tar.gz")
 
 
 def load_network(path: Path) -> tuple[nn.Module, dict[str, Any]]:
