@@ -23,6 +23,7 @@ import utils
 from benchmarks import common
 from benchmarks.time_to_accuracy import read_history
 from training import engine, weights
+from training.flags import compact
 
 BATCH_SIZE = 500
 PUBLISHED = Path(__file__).resolve().with_name("published.csv")
@@ -81,7 +82,7 @@ def published(table: Path) -> list[plots.System]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = utils.ArgumentParser(description=__doc__)
+    parser = utils.ArgumentParser(description=__doc__, formatter_class=compact)
     path = common.ROOT / "plots" / "landscape.png"
     parser.add_argument("--figure", type=Path, default=path, help="(plots/landscape.png)")
     parser.add_argument("--data-dir", type=Path, default=data.DEFAULT_DIRECTORY, help="(data/raw)")
