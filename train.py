@@ -23,12 +23,12 @@ from training.checkpoint_content import released
 from training.compilation import prepare
 from training.epochs import Saver, train
 from training.figures import AfterEpoch, draw, draw_augmentation, is_over
-from training.flags import add_flags, compact, file, folder, url
+from training.flags import add_flags, compact, file, folder
 from training.interruption import Interrupted, resume_command
 from training.recipe import RECIPES, RecipeError
 from training.run import Run, build_loaders, build_run, resume, seed_dropout
 from training.settings import Options, Plan, make_plan, network_of, open_folder
-from training.weights import load_again
+from training.weights import add_data_dir, load_again
 
 SAMPLE_WARNING = (
     "*** NOT CIFAR-10: trained on the built-in sample of 2,000 images. The accuracy only shows that"
@@ -58,10 +58,9 @@ def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
     add("--deterministic", action="store_true", help="deterministic algorithms on GPUs; slower")
     add("--summary", action="store_true", help="print layers, parameters and MACs, and exit")
     add("-h", "--help", action="help", help="print this help and exit")
-    add = parser.add_argument_group("files").add_argument
-    here = "folder of CIFAR-10; downloaded there if missing (data/raw)"
-    add("--data-dir", type=folder, metavar="DIR", help=here)
-    add("--download-url", type=url, metavar="URL", help="mirror of cifar-10-python.tar.gz")
+    group = parser.add_argument_group("files")
+    add_data_dir(group)
+    add = group.add_argument
     add("--output", type=folder, metavar="DIR", help="folder for the run (runs/NETWORK-TIME)")
     resumed = "continue this run; auto: the latest in --output or runs, else a new one"
     add("--resume", type=folder, metavar="PATH", help=resumed)

@@ -34,13 +34,18 @@ def add_checkpoint(parser: argparse.ArgumentParser, *, required: bool = False) -
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     """The flags --data, --data-dir and --download-url."""
-    add = parser.add_argument
     add_flag(parser, "data", SOURCE, "auto")
+    add_data_dir(parser)
+
+
+def add_data_dir(group: argparse._ActionsContainer) -> None:
+    """The flags --data-dir and --download-url."""
+    add = group.add_argument
     add(
         "--data-dir",
         type=folder,
         metavar="DIR",
-        default=data.DEFAULT_DIRECTORY,
+        default=group.argument_default or data.DEFAULT_DIRECTORY,  # as in add_flag
         help="folder of CIFAR-10; downloaded there if missing (data/raw)",
     )
     add("--download-url", type=url, metavar="URL", help="mirror of cifar-10-python.tar.gz")
