@@ -216,4 +216,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    utils.run_script(main, data.DataError, models.ModelError, OSError)
+    utils.run_script(main, data.DataError, models.ModelError, torch.OutOfMemoryError, OSError)

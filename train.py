@@ -27,7 +27,7 @@ from training.flags import add_flags, compact, file, folder
 from training.interruption import Interrupted, resume_command
 from training.recipe import RECIPES, RecipeError
 from training.run import Run, build_loaders, build_run, resume, seed_dropout
-from training.settings import Options, Plan, make_plan, network_of, open_folder
+from training.settings import Options, Plan, find_data, make_plan, network_of, open_folder
 from training.weights import add_data_dir, load_again
 
 SAMPLE_WARNING = (
@@ -142,6 +142,11 @@ def plan_and_train(given: dict[str, Any], device: torch.device) -> None:
             folder_name = utils.clean(plan.output)
             print(f"The run in {folder_name} is complete: all {epochs} epochs are trained")
             return
+        if plan.resumed is not None:  # maybe on another machine, without the images
+            settings = plan.settings
+            distributed.broadcast(
+                find_data(settings.source, settings.eval_split, given) if is_main else None
+            )
         try:
             execute(plan, given, device, locks)
         except torch.OutOfMemoryError as error:

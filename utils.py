@@ -218,15 +218,11 @@ def _sync_folder(folder: Path) -> None:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The network inside the wrappers of torch.compile and DistributedDataParallel, which prefix
-    the names of its weights."""
-    while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif hasattr(model, "_orig_mod"):  # torch.compile's wrapper has no public name
-            model = model.get_submodule("_orig_mod")
-        else:
-            return model
+    """The network inside the wrapper DistributedDataParallel, which prefixes the names of its
+    weights. `--compile` makes no wrapper."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return model.module
+    return model
 
 
 def count_parameters(model: nn.Module) -> int:

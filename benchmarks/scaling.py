@@ -109,9 +109,8 @@ def draw(rows: list[Row], path: Path, *, title: str) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = common.parser(__doc__, "runs/scaling.json", 2)
     figure = "plots/scaling.png"
-    parser.add_argument(
-        "--figure", type=Path, default=common.ROOT / figure, metavar="FILE", help=f"({figure})"
-    )
+    drawn = f"({figure}; with --quick none)"
+    parser.add_argument("--figure", type=Path, metavar="FILE", help=drawn)
     args = parser.parse_args(argv)
     device = devices.pick_device(args.device)
     split = common.training_images(args.data_dir, "train+val", quick=args.quick)
@@ -119,8 +118,9 @@ def main(argv: list[str] | None = None) -> None:
     rows = measure(measured, 1 if args.quick else args.repetitions)
     common.report(rows, args.output, device, quick=args.quick)
     title = f"Seconds an epoch of {MODEL} on {common.machine(device)['processor']}"
-    draw(rows, args.figure, title=title)
+    if args.figure is not None or not args.quick:
+        draw(rows, args.figure or common.ROOT / figure, title=title)
 
 
 if __name__ == "__main__":
-    utils.run_script(main)
+    utils.run_script(main, OSError)

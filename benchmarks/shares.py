@@ -7,29 +7,29 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 from tqdm import tqdm
 
 import data
-import utils
 from benchmarks import common
 from training import engine
-from training.epochs import take_steps
+from training.epochs import CHECK_EVERY, check_finite, take_steps
 from training.run import Run
 
 SHARES = ("data", "forward", "backward", "optimizer", "EMA", "statistics", "logging")
 
 
-def progress(model: nn.Module, device: torch.device) -> Callable[[Tensor], None]:
-    """What train.py does after a step: check the weights and pass the loss to a progress bar, here
-    a hidden one. On an accelerator, where reading the loss means waiting, every 50th step."""
+def progress(run: Run) -> Callable[[Tensor], None]:
+    """What training.epochs.Monitor does after a step, in outline: move the progress bar, here a
+    hidden one, and every so many steps check the weights and show the loss."""
     bar = tqdm(file=io.StringIO())
+    interval = CHECK_EVERY[run.device.type]
 
     def after_step(loss: Tensor) -> None:
-        if device.type == "cpu" or bar.n % 50 == 0:
-            utils.is_finite(model)
-            bar.set_description_str(f"loss={loss.item():.4f} batch_id={bar.n}", refresh=False)
+        if bar.n % interval == 0:
+            check_finite(run, loss.item())
+            bar.set_postfix_str(f"loss {loss.item():.4f}", refresh=False)
         bar.update()
 
     return after_step
@@ -78,7 +78,7 @@ def shares_of_a_step(
     metrics = engine.RunningMetrics(device)
     metrics.update = recorded("statistics", metrics.update, device)
     metrics.compute = recorded("statistics", metrics.compute, device)
-    after_step = recorded("logging", progress(run.model, device), device)
+    after_step = recorded("logging", progress(run), device)
     iterator = common.endless(loader)
     common.train(run, islice(iterator, common.WARM_UP))
     batches = islice(iterator, steps)

@@ -137,7 +137,7 @@ def training_rows(name: str, conditions: Conditions) -> list[Row]:
     optimizer = reference.build_optimizer(model, 0)
     assert optimizer is not None
     reference_loader = reference.build_loader(split, device, batch_size=size)
-    after_step = progress(run.model, device)
+    after_step = progress(run)
 
     def ours_a_second() -> float:
         return conditions.images_per_second(

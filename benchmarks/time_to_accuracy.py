@@ -297,4 +297,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    utils.run_script(main, data.DataError, RecipeError)
+    utils.run_script(main, data.DataError, RecipeError, OSError)

@@ -67,6 +67,7 @@ def average(paths: Sequence[Path]) -> tuple[nn.Module, dict[str, Any]]:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
+    utils.make_folder(arguments.output.parent)
     network, checkpoint = average(arguments.files)
     source = weights.choose_source(arguments.data, checkpoint["data"])
     split = checkpoint["data"]["train_split"]

@@ -30,7 +30,7 @@ PUBLISHED = Path(__file__).resolve().with_name("published.csv")
 
 
 def ours(split: data.Split) -> list[plots.System]:
-    """Each network below the limit that was released or has a history, scored on `split`."""
+    """Each network but the teacher that was released or has a history, scored on `split`."""
     systems = []
     for name in models.names():
         path = common.ROOT / "checkpoints" / f"{name}.safetensors"

@@ -216,7 +216,7 @@ def draw_ablation(table: Path, figure: Path) -> None:
     """Draw the ablation at the largest budget that a network without one operation had.
 
     Raises:
-        utils.RunError: the table has no such network.
+        utils.RunError: the table has no such network, or no complete one at that budget.
         KeyError, ValueError: it is another table.
     """
     with open(table, newline="") as file:
@@ -233,6 +233,11 @@ def draw_ablation(table: Path, figure: Path) -> None:
             label = f"{IN_WORDS[name]}\n{int(size):,} parameters"
             same = [row for row in found if row["parameters"] == size]
             accuracies[label] = {int(row["seed"]): float(row["val_accuracy"]) for row in same}
+    if next(iter(accuracies)).partition("\n")[0] != IN_WORDS["full"]:
+        raise utils.RunError(
+            f"{table} has no row of the complete network at {epochs} epochs: train it with --only"
+            f" full --epochs {epochs}"
+        )
     title = f"Without each operation: {epochs} epochs, validation split"
     plots.ablation(accuracies, figure, title=title)
 
@@ -274,14 +279,15 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.speed:
         compare_speed(known, arguments.data_dir, device)
         return
+    utils.make_folder(arguments.output.parent)
     for seed in arguments.seeds:
         for name, candidate in known.items():
             epochs = arguments.epochs
             if epochs is None:
                 epochs = epochs_within(arguments.minutes, candidate, arguments.data_dir, device)
             row = measure(name, candidate, epochs, seed, arguments.data_dir, device)
-            append(row, arguments.output)
             print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+            append(row, arguments.output)
 
 
 if __name__ == "__main__":

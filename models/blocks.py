@@ -90,9 +90,9 @@ class EfficientChannelAttention(nn.Module):
     With `mirror` its input is the mean of the two halves, and both get the same scales.
     """
 
-    def __init__(self, kernel_size: int = 3, *, mirror: bool = False) -> None:
+    def __init__(self, *, mirror: bool = False) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        self.conv = nn.Conv1d(1, 1, kernel_size=3, padding=1, bias=False)
         self.mirror = mirror
 
     def _gate(self, x: Tensor, step: int) -> Tensor:

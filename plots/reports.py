@@ -160,7 +160,8 @@ def ablation(
         panels = figure.subplots(1, len(widths), squeeze=False, sharey=True, width_ratios=widths)[0]
         for axes, is_near in zip(panels, [False, True][-len(panels) :], strict=True):
             seeds = list(accuracies.values())
-            _draw_seeds(axes, {row: seeds[row] for row in range(len(near)) if near[row] == is_near})
+            rows = {row: seeds[row] for row in range(len(near)) if near[row] == is_near}
+            _draw_seeds(axes, rows, sorted({seed for row in seeds for seed in row}))
             axes.tick_params(axis="y", length=0)
             axes.spines.left.set_visible(axes is panels[0])
             axes.margins(x=0.1 if is_near else 0.4)
@@ -178,15 +179,21 @@ def ablation(
         save(figure, path)
 
 
-def _draw_seeds(axes: Axes, rows: Mapping[int, Mapping[int, float]]) -> None:
-    """Draw in each row the accuracy of every seed, one below the other, and a tick at the mean."""
+def _draw_seeds(
+    axes: Axes, rows: Mapping[int, Mapping[int, float]], all_seeds: Sequence[int]
+) -> None:
+    """Draw in each row the accuracy of every seed, one below the other, and a tick at the mean.
+
+    The place of a seed in `all_seeds` determines its marker and colour.
+    """
     axes.grid(True, axis="x")
     for row, seeds in rows.items():
         for place, (seed, accuracy) in enumerate(sorted(seeds.items())):
             height = row + 0.24 * (place - (len(seeds) - 1) / 2)
+            number = all_seeds.index(seed)
             style: dict[str, Any] = {
-                "marker": "os^vDP"[place % 6],
-                "color": SERIES[place % len(SERIES)],
+                "marker": "os^vDP"[number % 6],
+                "color": SERIES[number % len(SERIES)],
             }
             label = f"seed {seed}"
             axes.plot(100 * accuracy, height, linestyle="", markersize=6, label=label, **style)

@@ -1,10 +1,10 @@
 """Shared by all figures: size, fonts, colours, grids of pictures, axes, saving.
 
 Figures are drawn with matplotlib's Figure alone, which needs neither pyplot nor a display. Every
-function of `training.py`, `evaluation.py` and `reports.py` writes one PNG, 1260 pixels wide,
-replacing the file at `path` only once the new one is complete. Arrays may be NumPy arrays, lists or
-torch tensors on the CPU. All of them raise ValueError for input that does not fit together, and
-OSError, with `path` as its filename, where the file cannot be written.
+public function of the other modules here writes one PNG, 1260 pixels wide, replacing the file at
+`path` only once the new one is complete. Arrays may be NumPy arrays, lists or torch tensors on the
+CPU. All of them raise ValueError for input that does not fit together, and OSError, with `path` as
+its filename, where the file cannot be written.
 
 Colours are from the palette of Okabe and Ito (2008), "Color Universal Design", or from viridis:
 both can be told apart by colour-blind readers.

@@ -235,6 +235,17 @@ def test_absurd_sizes_cost_nothing(tmp_path):
 # -------------------------------------------------------------------------------------- networks
 
 
+@pytest.mark.parametrize("limit", ["MAX_BYTES", "MAX_HEADER_BYTES", "MAX_TENSORS"])
+def test_what_could_not_be_read_again_is_not_written(tmp_path, content, monkeypatch, limit):
+    path = tmp_path / "a.safetensors"
+    checkpoints.save_checkpoint(path, content)
+    before = path.read_bytes()
+    monkeypatch.setattr(checkpoints, limit, 1)
+    with pytest.raises(utils.RunError, match="too large for a checkpoint"):
+        checkpoints.save_checkpoint(path, content)
+    assert path.read_bytes() == before
+
+
 def test_a_network_is_rebuilt_from_its_checkpoint(tmp_path, content):
     network = models.build("baseline").eval()
     content |= {"state_dict": network.state_dict()}

@@ -120,6 +120,15 @@ def test_out_of_memory_is_one_line(monkeypatch, refused, tmp_path):
     assert "out of memory: choose a smaller --batch-size" in said
 
 
+def test_no_free_memory_says_nothing_about_a_precision(monkeypatch, refused):
+    def take_tiny_step(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+    monkeypatch.setattr(devices, "take_tiny_step", take_tiny_step)
+    said = refused("test.py", "--checkpoint", "checkpoints/under25k.safetensors", "--device", "cpu")
+    assert "device 'cpu' is out of memory: choose another --device" in said
+
+
 def test_a_loss_that_is_no_number_is_a_failure(monkeypatch):
     monkeypatch.setattr(devices, "take_tiny_step", lambda device, precision: float("nan"))
     assert devices.why_not(CPU, torch.float32) == "a loss of nan"

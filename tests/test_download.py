@@ -4,6 +4,7 @@ import base64
 import contextlib
 import http.server
 import shutil
+import signal
 import socket
 import sys
 import tarfile
@@ -18,6 +19,7 @@ from fakes import error_of, md5, python2_pickle
 from torchvision.datasets import CIFAR10
 
 import data
+import train
 from data import download
 
 
@@ -125,6 +127,25 @@ def test_download_to_a_named_folder_from_a_mirror_folder(server, tmp_path):
     folder = tmp_path / "cifar-10-batches-py"
     assert data.find("cifar10", folder, need=("test",), download_url=server) == "cifar10"
     assert (folder / "test_batch").exists() and not (folder / folder.name).exists()
+
+
+def test_a_resumed_run_downloads_its_images_again(mirror, tmp_path, monkeypatch, capsys):
+    """As on another machine, which has the run's folder but not the images."""
+    directory, output = tmp_path / "raw", tmp_path / "run"
+    flags = ["--model", "baseline", "--epochs", "2", "--batch-size", "40", "--device", "cpu"]
+    flags += ["--data", "cifar10", "--data-dir", str(directory), "--download-url", mirror]
+    flags += ["--output", str(output), "--resume", "auto"]
+    stop = lambda after_epoch: signal.raise_signal(signal.SIGTERM)  # noqa: E731
+    with monkeypatch.context() as patch:
+        patch.setattr(train.AfterEpoch, "__call__", stop)
+        with pytest.raises(SystemExit):
+            train.main(flags)
+    shutil.rmtree(directory)
+    train.main(flags)
+    assert "Resumed  after 1 epoch" in capsys.readouterr().out
+    shutil.rmtree(directory)
+    train.main(flags)
+    assert not directory.exists(), "a complete run needs no images"
 
 
 def failed_download(url, directory):

@@ -406,6 +406,14 @@ def test_augmentation_shows_originals_with_labels_above_their_epochs(tmp_path, f
     assert heights == sorted(heights, reverse=True)
 
 
+def test_ablation_gives_a_seed_the_same_colour_in_every_row(tmp_path, figures):
+    plots.ablation({"whole": {0: 0.9, 1: 0.91}, "part": {1: 0.9}}, tmp_path / "a.png", title="")
+    lines = [line for axes in figures[0].axes for line in axes.get_lines()]
+    looks = [(x.get_color(), x.get_marker()) for x in lines if x.get_label() == "seed 1"]
+    other = [(x.get_color(), x.get_marker()) for x in lines if x.get_label() == "seed 0"]
+    assert len(looks) == 2 and len({*looks}) == 1 and looks[0] != other[0]
+
+
 def test_ablation_shows_every_seed_and_the_difference_of_the_means(tmp_path, figures):
     plots.ablation(ABLATION, tmp_path / "figure.png", title="")
     far, near = figures[0].axes

@@ -94,6 +94,14 @@ def test_mixup_ends_after_its_fraction_of_the_epochs():
     assert loader.mixup_epochs == 7
 
 
+@pytest.mark.parametrize(("epochs", "mixed"), [(1, 0), (10, 9), (25, 24), (100, 96), (300, 288)])
+def test_even_a_short_training_ends_without_mixup(epochs, mixed):
+    given = {"data": "sample", "epochs": epochs}
+    settings, cpu = new_settings(given, torch.device("cpu")), torch.device("cpu")
+    loader = build_loader(settings, data.load("sample", "", "train"), cpu, train=True)
+    assert loader.mixup_epochs == mixed
+
+
 @pytest.mark.parametrize("name", models.names())
 def test_every_field_of_a_recipe_has_a_flag(name):
     """But for two that only the notebook's recipe needs: the flags bring back the recipe."""

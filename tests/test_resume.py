@@ -506,7 +506,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(command, tmp_path, undisturb
 def test_compiled_networks_are_saved_under_their_own_names(interrupted):
     checkpoint = checkpoints.load_checkpoint(interrupted)
     run = build_run(settings_of(checkpoint, {}, interrupted), torch.device("cpu"), STEPS)
-    run.model = torch.compile(run.model)  # which compiles nothing before it is called
+    run.model.compile()  # which compiles nothing before it is called
     run.load(checkpoint)
     names = set(models.build("baseline").state_dict())
     assert set(released(run)["state_dict"]) == set(training_state(run)["model"]) == names

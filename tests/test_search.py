@@ -84,3 +84,13 @@ def test_the_ablation_is_drawn_at_its_largest_budget(tmp_path, monkeypatch):
     size = "\n96,118 parameters"
     assert drawn == [{whole + size: {0: 0.9, 1: 0.91}, without + size: {0: 0.89}}]
     assert search.IN_WORDS.keys() == search.ABLATION.keys()
+
+
+def test_an_ablation_without_the_complete_network_is_refused(tmp_path):
+    table = tmp_path / "search.csv"
+    row = dict.fromkeys(search.COLUMNS, 0) | {"candidate": "no_dilated", "epochs": 8}
+    search.append(row, table)
+    search.append(row | {"candidate": "full", "epochs": 4}, table)
+    with pytest.raises(utils.RunError, match="no row of the complete network at 8 epochs"):
+        search.main(["--figure", str(tmp_path / "x.png"), "--output", str(table)])
+    assert not (tmp_path / "x.png").exists()

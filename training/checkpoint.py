@@ -24,8 +24,8 @@ from utils import RunError, write_atomically
 VERSION = "2"  # of the content; raised by every change that this module could not read
 
 # Limits of a file, far above what any network here needs. They are checked before memory or time
-# is spent.
-MAX_BYTES = 128 * 2**20
+# is spent on reading it, and before it is written.
+MAX_BYTES = 512 * 2**20
 MAX_HEADER_BYTES = 2**20  # names and shapes of the tensors, and the JSON
 MAX_TENSORS = 5_000
 
@@ -88,17 +88,28 @@ def checksum(text: str, tensors: dict[str, Tensor]) -> str:
 
 
 def serialize(content: dict[str, Any]) -> bytes:
-    """The bytes of a checkpoint of `content`: a dict of tensors, numbers, strings, lists, dicts."""
+    """The bytes of a checkpoint of `content`: a dict of tensors, numbers, strings, lists, dicts.
+
+    Raises:
+        RunError: they are more than `load_checkpoint` reads.
+    """
     text, tensors = encode(content)
     metadata = {"version": VERSION, "content": text, "sha256": checksum(text, tensors)}
-    return safetensors.torch.save(tensors, metadata)
+    written = safetensors.torch.save(tensors, metadata)
+    header = int.from_bytes(written[:8], "little")
+    if len(written) > MAX_BYTES or header > MAX_HEADER_BYTES or len(tensors) > MAX_TENSORS:
+        raise RunError(
+            f"the network is too large for a checkpoint, which may have {MAX_BYTES:,} bytes and"
+            f" {MAX_TENSORS:,} tensors: choose a smaller one"
+        )
+    return written
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Save a dict of tensors, numbers, strings, lists and dicts, with a checksum.
 
     Raises:
-        RunError: it cannot be written; an older file at `path` is then untouched.
+        RunError: it is too large or cannot be written; an older file at `path` is then untouched.
     """
     write_atomically(path, serialize(content))
 

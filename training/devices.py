@@ -99,9 +99,18 @@ def candidates(device: torch.device) -> list[str]:
 
 
 def why_not(device: torch.device, precision: torch.dtype) -> str | None:
-    """Why training in that precision fails, or None if it works."""
+    """Why training in that precision fails, or None if it works.
+
+    Raises:
+        utils.RunError: the device has no memory left, which says nothing about the precision.
+    """
     try:
         loss = take_tiny_step(device, precision)
+    except torch.OutOfMemoryError as error:
+        raise utils.RunError(
+            f"device {str(device)!r} is out of memory: choose another --device, or end what else"
+            " runs on it"
+        ) from error
     except (RuntimeError, AssertionError) as error:
         return first_line(error)
     return None if math.isfinite(loss) else f"a loss of {loss}"

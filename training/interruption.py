@@ -70,7 +70,8 @@ class Interruption:
             yield item
 
 
-# Flags that a checkpoint does not keep, so the command that resumes the run repeats them.
+# Flags that a checkpoint does not keep, so the command that resumes the run repeats them. Not
+# --download-url, which may hold a password: the images are on disk by then.
 UNSAVED_FLAGS = (
     "data_dir",
     "device",

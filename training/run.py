@@ -178,7 +178,8 @@ def build_loader(
         split,
         recipe.batch_size if train else size,
         augmentation=augmentation_of(recipe) if train else None,
-        mixup_epochs=round(recipe.mixup_until * recipe.epochs),
+        # Rounded down, so that a short training has an end without mixup, too.
+        mixup_epochs=int(round(recipe.mixup_until * recipe.epochs, 6)),
         seed=settings.seed,
         device=device,
         mean=data.MEAN,

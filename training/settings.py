@@ -89,6 +89,14 @@ def required_splits(eval_split: str) -> tuple[str, ...]:
     return (train_split,) if eval_split == "none" else (train_split, eval_split)
 
 
+def find_data(source: str, eval_split: str, given: dict[str, Any]) -> str:
+    """Make sure that the images of a run are on disk; downloads CIFAR-10 if need be. The source
+    that was found."""
+    directory = given.get("data_dir", data.DEFAULT_DIRECTORY)
+    url = given.get("download_url")
+    return data.find(source, directory, need=required_splits(eval_split), download_url=url)
+
+
 def network_of(given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Name and config of the network that the flags ask for: the one in --weights, if given."""
     if "weights" not in given:
@@ -112,14 +120,11 @@ def new_settings(given: dict[str, Any], device: torch.device) -> Settings:
     precision = devices.pick_precision(options.precision, device)
     teachers = find_weights(given.get("teacher", ()), "--teacher", options.eval_split)
     weights = find_weights(given.get("weights", ()), "--weights", options.eval_split)
-    need = required_splits(options.eval_split)
-    directory = given.get("data_dir", data.DEFAULT_DIRECTORY)
-    found = data.find(options.data, directory, need=need, download_url=given.get("download_url"))
     return Settings(
         model=model,
         config=config,
         recipe=recipe,
-        source=found,
+        source=find_data(options.data, options.eval_split, given),
         eval_split=options.eval_split,
         precision=devices.precision_name(precision),
         seed=options.seed,
