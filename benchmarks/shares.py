@@ -28,8 +28,9 @@ def progress(run: Run) -> Callable[[Tensor], None]:
 
     def after_step(loss: Tensor) -> None:
         if bar.n % interval == 0:
-            check_finite(run, loss.item())
-            bar.set_postfix_str(f"loss {loss.item():.4f}", refresh=False)
+            value = loss.item()
+            check_finite(run, value)
+            bar.set_postfix_str(f"loss {value:.4f}", refresh=False)
         bar.update()
 
     return after_step

@@ -225,6 +225,11 @@ def draw_ablation(table: Path, figure: Path) -> None:
     if not budgets:
         raise utils.RunError(f"{table} has no row of the ablation: train some with --only")
     epochs = max(budgets)
+    if not any(row["candidate"] == "full" and int(row["epochs"]) == epochs for row in rows):
+        raise utils.RunError(
+            f"{table} has no row of the complete network at {epochs} epochs: train it with --only"
+            f" full --epochs {epochs}"
+        )
     accuracies: dict[str, dict[int, float]] = {}
     for name in ABLATION:
         found = [r for r in rows if r["candidate"] == name and int(r["epochs"]) == epochs]
@@ -233,11 +238,6 @@ def draw_ablation(table: Path, figure: Path) -> None:
             label = f"{IN_WORDS[name]}\n{int(size):,} parameters"
             same = [row for row in found if row["parameters"] == size]
             accuracies[label] = {int(row["seed"]): float(row["val_accuracy"]) for row in same}
-    if next(iter(accuracies)).partition("\n")[0] != IN_WORDS["full"]:
-        raise utils.RunError(
-            f"{table} has no row of the complete network at {epochs} epochs: train it with --only"
-            f" full --epochs {epochs}"
-        )
     title = f"Without each operation: {epochs} epochs, validation split"
     plots.ablation(accuracies, figure, title=title)
 

@@ -232,9 +232,6 @@ def test_absurd_sizes_cost_nothing(tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
 
 
-# -------------------------------------------------------------------------------------- networks
-
-
 @pytest.mark.parametrize("limit", ["MAX_BYTES", "MAX_HEADER_BYTES", "MAX_TENSORS"])
 def test_what_could_not_be_read_again_is_not_written(tmp_path, content, monkeypatch, limit):
     path = tmp_path / "a.safetensors"
@@ -244,6 +241,9 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path, content, monkeypa
     with pytest.raises(utils.RunError, match="too large for a checkpoint"):
         checkpoints.save_checkpoint(path, content)
     assert path.read_bytes() == before
+
+
+# -------------------------------------------------------------------------------------- networks
 
 
 def test_a_network_is_rebuilt_from_its_checkpoint(tmp_path, content):
