@@ -115,6 +115,7 @@ def fake(monkeypatch):
     from torchvision.datasets import CIFAR10  # which takes seconds
 
     fake = Fake()
+    monkeypatch.setenv("no_proxy", "*")  # servers of these tests are on this machine
     for table, batches in (("TRAIN_BATCHES", BATCHES[:5]), ("TEST_BATCHES", BATCHES[5:])):
         monkeypatch.setattr(batch_files, table, {b: md5(fake.binary[b]) for b in batches})
     pickles = [[batch, md5(content)] for batch, content in fake.python.items()]

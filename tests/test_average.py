@@ -44,12 +44,9 @@ def test_the_weights_are_the_mean_and_the_statistics_those_of_the_mean(
     loader = data.Loader(
         data.load("sample", "", "train"),
         100,
-        augmentation=data.Augmentation(),
-        seed=0,
-        device="cpu",
         mean=data.MEAN,
         std=data.STD,
-        dtype=torch.float32,
+        augmentation=data.Augmentation(),
         shuffle=True,
     )
     norms = [module for module in mean.modules() if isinstance(module, nn.BatchNorm2d)]

@@ -43,7 +43,7 @@ class Tape(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.calls = []
+        self.calls, self.replays = [], 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
@@ -52,6 +52,7 @@ class Tape(TorchDispatchMode):
 
     @torch.no_grad()
     def replay(self):
+        self.replays += 1
         for function, args, kwargs, result in self.calls:
             again = function(*args, **kwargs)
             for old, new in zip(tree_leaves(result), tree_leaves(again), strict=True):
@@ -154,6 +155,11 @@ def train(run, loader, end=2):
     return losses, [*run.model.state_dict().values(), *averages.values()]
 
 
+def replays(run):
+    """How often a step has replayed the passes of each size of batch."""
+    return [passes._graph.replays for passes in run.recorded.values()]
+
+
 @pytest.mark.parametrize("model", ["baseline", "under25k"])
 def test_recorded_passes_train_as_the_passes_themselves(graphs, model):
     """To the last bit, with dropout in one network and mirrored kernels in the other."""
@@ -163,6 +169,7 @@ def test_recorded_passes_train_as_the_passes_themselves(graphs, model):
     compilation.prepare(again, loader)
     assert [images[0] for images, _ in again.recorded] == [4, 2]
     recorded_losses, recorded_tensors = train(again, loader)
+    assert replays(again) == [4, 2]
     assert recorded_losses == losses and len(set(losses)) == 6
     assert again.metrics.compute() == run.metrics.compute()
     for one, other in zip(tensors, recorded_tensors, strict=True):
@@ -183,6 +190,7 @@ def test_a_resumed_training_replays_too(graphs):
     compilation.prepare(again, loader)
     again.load(saved)
     losses, tensors = train(again, loader, 2)
+    assert replays(again) == [2, 1]
     assert losses == expected[0]
     for one, other in zip(tensors, expected[1], strict=True):
         assert torch.equal(one, other)
@@ -200,6 +208,12 @@ def test_a_graph_trains_as_the_passes_themselves(precision):
     assert trained[0][0] == trained[1][0]
     for one, other in zip(trained[0][1], trained[1][1], strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_only_fp16_scales_its_loss(precision):
+    run, _ = fresh_run(precision=precision)
+    assert run.scaler.is_enabled() == (precision == "fp16")
 
 
 def test_an_evaluation_runs_the_network_as_it_is():

@@ -59,6 +59,37 @@ def test_questions_about_the_gpu_are_about_the_chosen_one(monkeypatch):
     assert chosen == [torch.device("cuda:1")]
 
 
+def test_a_gpu_comes_before_mps_and_mps_before_the_cpu(monkeypatch):
+    monkeypatch.setattr(devices, "run_kernel", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    for module, there, picked in (
+        (torch.cuda, False, "cpu"),
+        (torch.backends.mps, True, "mps"),
+        (torch.cuda, True, "cuda"),
+    ):
+        monkeypatch.setattr(module, "is_available", lambda there=there: there)
+        assert devices.pick_device("auto").type == picked
+
+
+def test_only_hardware_that_has_bf16_tries_it(monkeypatch):
+    features = {}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features, raising=False)
+    assert devices.candidates(CPU) == devices.candidates(torch.device("mps")) == ["fp32"]
+    features["avx512_bf16"] = True
+    assert devices.candidates(CPU) == ["bf16", "fp32"]
+    for emulated, in_hardware, names in (
+        (True, False, ["fp16", "fp32"]),
+        (True, True, ["bf16", "fp16", "fp32"]),
+    ):
+        answers = {True: emulated, False: in_hardware}
+        monkeypatch.setattr(
+            torch.cuda,
+            "is_bf16_supported",
+            lambda including_emulation=True, answers=answers: answers[including_emulation],
+        )
+        assert devices.candidates(torch.device("cuda")) == names
+
+
 def test_precisions():
     assert devices.pick_precision("auto", CPU) in (torch.float32, torch.bfloat16)
     for name, dtype in devices.PRECISIONS.items():

@@ -168,6 +168,18 @@ def interrupt_after(monkeypatch, step):
     monkeypatch.setattr(epochs.Monitor, "__call__", monitor)
 
 
+def watch_weights(monkeypatch):
+    """The factors on the loss of each batch, epoch by epoch, once there are any."""
+    watched, take_steps = [], epochs.take_steps
+
+    def watch(*arguments, weights, **options):
+        watched.append(list(weights))
+        return take_steps(*arguments, weights=watched[-1], **options)
+
+    monkeypatch.setattr(epochs, "take_steps", watch)
+    return watched
+
+
 def run_train(port, *flags):
     """The exit status of train.py."""
     os.environ["MASTER_PORT"] = str(port)
@@ -204,7 +216,9 @@ def work(rank, folder, ports):
         with pytest.MonkeyPatch.context() as monkeypatch:
             sys.argv = ["train.py"]
             shortened(monkeypatch)
-            found["whole"] = run_train(ports.pop(), *FLAGS, "--output", folder / "whole")
+            with monkeypatch.context() as watching:
+                found["weights"] = watch_weights(watching)
+                found["whole"] = run_train(ports.pop(), *FLAGS, "--output", folder / "whole")
             with monkeypatch.context() as interrupting:
                 if rank == 1:
                     interrupt_after(interrupting, 6)
@@ -348,6 +362,13 @@ def comparable(path):
         del row["seconds"], row["images_per_second"]
     del checkpoint["training"]["seconds"]
     return checkpoint
+
+
+@pytest.mark.slow
+def test_a_run_weighs_uneven_parts(job):
+    """Of 83 images, 42 and 41 of them; of one, itself and nothing."""
+    weights = [result["weights"] for result in job[1]]
+    assert weights == [[[84 / 83] * 3 + [2.0]] * 2, [[82 / 83] * 3 + [0.0]] * 2]
 
 
 @pytest.mark.slow

@@ -195,7 +195,7 @@ def test_download_from_a_server_that_sends_a_byte_now_and_then(server, tmp_path,
     start = time.monotonic()
     message = failed_download(f"{server}{kind}/", tmp_path / "raw")
     assert "fewer than 100 kB a second" in message
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 10
 
 
 @pytest.mark.parametrize("address", ["endless/", "/dev/zero"])
@@ -250,7 +250,7 @@ def test_a_download_waits_for_another_to_the_same_folder(fake, tmp_path, caplog)
     with ThreadPoolExecutor(1) as pool:
         with download._alone(tmp_path):
             found = pool.submit(finding)
-            while not caplog.records:
+            while not caplog.records and not found.done():
                 time.sleep(0.01)
             fake.write_python(tmp_path)
         assert found.result() == "cifar10"

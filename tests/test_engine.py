@@ -38,7 +38,7 @@ def batches(n, size, seed=0):
 
 
 def network(seed=0):
-    """A small network whose mode matters: BatchNorm and dropout differ in training."""
+    """A small network whose mode matters: BatchNorm differs in training."""
     torch.manual_seed(seed)
     return nn.Sequential(
         nn.AvgPool2d(8), nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(32, 10)
@@ -246,17 +246,7 @@ def test_default_network_learns_32_images_by_heart():
     sample = data.load("sample", data.DEFAULT_DIRECTORY, "val")
     chosen = torch.randperm(len(sample))[:32]
     some = data.Split(sample.images[chosen], sample.labels[chosen], "val", "sample")
-    loader = data.Loader(
-        some,
-        16,
-        augmentation=None,
-        seed=0,
-        device=CPU,
-        mean=data.MEAN,
-        std=data.STD,
-        dtype=torch.float32,
-        shuffle=True,
-    )
+    loader = data.Loader(some, 16, mean=data.MEAN, std=data.STD, shuffle=True)
     model = models.build(models.names()[0])
     model = model.to(memory_format=torch.channels_last)
     plan = Recipe(24, 16, "muon", 0.1, "linear", warmup=0.2)

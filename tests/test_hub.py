@@ -11,6 +11,7 @@ import torch
 import data
 import hubconf
 import models
+from training import engine
 
 ROOT = Path(__file__).resolve().parent.parent
 # Everything that requirements.txt names besides torch, and what comes with it.
@@ -121,6 +122,19 @@ def test_the_released_weights_load(name):
     assert network.normalization == {"mean": list(data.MEAN), "std": list(data.STD)}
     assert sum(p.numel() for p in network.parameters()) < 1000 * int(name[5:-1])
     assert network(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "correct"), [("under100k", 472), ("under50k", 472), ("under25k", 464)]
+)
+def test_the_released_weights_are_those_that_were_scored(name, correct):
+    """On the 500 images of `val` in the sample; fp32 on another processor may differ by a few."""
+    network = torch.hub.load(str(ROOT), name, source="local", pretrained=True)
+    split = data.load("sample", "", "val")
+    loader = data.Loader(split, 100, device="cpu", mean=data.MEAN, std=data.STD)
+    metrics = engine.evaluate(network, loader, precision=torch.float32).metrics
+    assert abs(metrics.correct - correct) <= 2
 
 
 def test_the_released_networks_are_the_only_entry_points():

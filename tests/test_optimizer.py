@@ -53,6 +53,8 @@ def test_optimizer_is_the_one_asked_for():
     assert [group["momentum"] for group in sgd.param_groups] == [0.8, 0.8]
     assert all(group["nesterov"] for group in sgd.param_groups)
     assert all(group["lr"] == 0.5 for group in (*sgd.param_groups, *adamw.param_groups))
+    muon = optimizers.build_optimizer(pointwise_network(), plain(optimizer="muon", momentum=0.8))
+    assert [group["momentum"] for group in muon.param_groups] == [0.8] * 3
 
 
 def pointwise_network():

@@ -9,8 +9,9 @@ import data
 import models
 import train
 from training.flags import flag, setting, settings_of
+from training.loss import Loss
 from training.recipe import RECIPES, Recipe, RecipeError
-from training.run import build_loader
+from training.run import augmentation_of, build_loader, build_run
 from training.settings import Options, new_settings
 
 PLAIN = Recipe(epochs=10, batch_size=8, optimizer="sgd", learning_rate=0.5, schedule="linear")
@@ -100,6 +101,16 @@ def test_even_a_short_training_ends_without_mixup(epochs, mixed):
     settings, cpu = new_settings(given, torch.device("cpu")), torch.device("cpu")
     loader = build_loader(settings, data.load("sample", "", "train"), cpu, train=True)
     assert loader.mixup_epochs == mixed
+
+
+def test_a_run_is_made_of_its_settings():
+    given = {"data": "sample", "seed": 7, "precision": "bf16", "label_smoothing": 0.2}
+    given |= {"distillation": 0.3, "temperature": 5.0}
+    settings, cpu = new_settings(given, torch.device("cpu")), torch.device("cpu")
+    assert build_run(settings, cpu, 10).loss == Loss(0.2, None, 0.3, 5.0)
+    loader = build_loader(settings, data.load("sample", "", "train"), cpu, train=True)
+    assert (loader.seed, loader.shuffle, loader.dtype) == (7, True, torch.bfloat16)
+    assert loader.augmentation == augmentation_of(settings.recipe)
 
 
 @pytest.mark.parametrize("name", models.names())

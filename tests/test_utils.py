@@ -1,4 +1,4 @@
-"""What a run needs besides learning: seed, device, signals, files, and what it prints."""
+"""What a run needs besides learning: seed, signals, files, and what it prints."""
 
 import csv
 import errno
@@ -14,6 +14,10 @@ from torch import nn
 
 import utils
 from utils import RunError
+
+
+def test_macs_are_products_not_operations():
+    assert utils.count_macs(nn.Conv2d(3, 4, 3, padding=1), (3, 8, 8)) == 3 * 4 * 9 * 64
 
 
 def test_the_parser_says_what_is_wrong_in_one_line(capsys):
