@@ -69,26 +69,6 @@ def load_split(
     return data.load(source, directory, split)
 
 
-def make_loader(
-    split: data.Split,
-    normalization: dict[str, list[float]],
-    device: torch.device,
-    precision: torch.dtype,
-) -> data.Loader:
-    """All images of the split, in their order, without augmentation."""
-    return data.Loader(
-        split,
-        min(BATCH_SIZE, len(split)),
-        augmentation=None,
-        seed=0,
-        device=device,
-        mean=normalization["mean"],
-        std=normalization["std"],
-        dtype=precision,
-        shuffle=False,
-    )
-
-
 def describe(checkpoint: dict[str, Any], split: data.Split, tta: bool) -> str:
     """The title of the figures."""
     trained = checkpoint["data"]
@@ -200,7 +180,8 @@ def main(argv: list[str] | None = None) -> None:
     if source == "sample":
         print(SAMPLE_WARNING, flush=True)
 
-    loader = make_loader(split, checkpoint["normalization"], device, precision)
+    size, normalization = min(BATCH_SIZE, len(split)), checkpoint["normalization"]
+    loader = data.Loader(split, size, **normalization, device=device, dtype=precision)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     evaluation = engine.evaluate(network, loader, precision=precision, mirror=arguments.tta)
     weights.require_finite(evaluation.logits, arguments.checkpoint)

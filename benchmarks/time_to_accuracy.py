@@ -141,13 +141,9 @@ class ReferenceRun:
         self.eval_loader = data.Loader(
             val,
             min(EVALUATION_BATCH, len(val)),
-            augmentation=None,
-            seed=0,
-            device=device,
             mean=reference.MEAN,
             std=reference.STD,
-            dtype=torch.float32,
-            shuffle=False,
+            device=device,
         )
         self.scored: list[Scored] = []
 

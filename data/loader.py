@@ -71,8 +71,8 @@ class Loader:
     images: (N, 3, 32, 32), normalised, channels_last, of `dtype`; labels: (N,) int64, or with mixup
     (N, 10) float32, the share of each class; both on `device`. The last batch may be shorter. Order
     and augmentation depend only on (seed, epoch), not on the device: all random numbers of an epoch
-    are drawn on the CPU before its first batch. For evaluation pass
-    `augmentation=None, shuffle=False`. After `mixup_epochs` epochs (None: never) the shares of
+    are drawn on the CPU before its first batch. By default all images come as they are, in their
+    order, as an evaluation wants them. After `mixup_epochs` epochs (None: never) the shares of
     mixup are 0, and the labels keep their form.
 
     If `world_size` processes train together, each has a loader with its own `rank` and takes its
@@ -91,13 +91,13 @@ class Loader:
         split: Split,
         batch_size: int,
         *,
-        augmentation: Augmentation | None,
-        seed: int,
-        device: torch.device | str,
         mean: Sequence[float],
         std: Sequence[float],
-        dtype: torch.dtype,
-        shuffle: bool,
+        augmentation: Augmentation | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
         mixup_epochs: int | None = None,
         rank: int = 0,
         world_size: int = 1,

@@ -75,11 +75,8 @@ def main(argv: list[str] | None = None) -> None:
     loader = data.Loader(
         data.load(source, arguments.data_dir, split),
         BATCH_SIZE,
-        augmentation=data.Augmentation(),
-        seed=0,
-        device="cpu",
         **checkpoint["normalization"],
-        dtype=torch.float32,
+        augmentation=data.Augmentation(),
         shuffle=True,
     )
     # The statistics of averaged weights are not the average of the statistics (Izmailov et al.

@@ -50,16 +50,7 @@ def ours(split: data.Split) -> list[plots.System]:
 def score(path: Path, split: data.Split) -> tuple[nn.Module, float]:
     """The network of the checkpoint at `path`, and its accuracy in fp32."""
     network, checkpoint = weights.load_network(path)
-    loader = data.Loader(
-        split,
-        BATCH_SIZE,
-        augmentation=None,
-        seed=0,
-        device="cpu",
-        **checkpoint["normalization"],
-        dtype=torch.float32,
-        shuffle=False,
-    )
+    loader = data.Loader(split, BATCH_SIZE, **checkpoint["normalization"])
     evaluation = engine.evaluate(network, loader, precision=torch.float32)
     return network, evaluation.metrics.accuracy
 

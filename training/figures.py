@@ -37,13 +37,10 @@ def draw_augmentation(settings: Settings, loader: data.Loader, output: Path) -> 
     augmented = data.Loader(
         data.Split(images, labels, settings.train_split, settings.source),
         len(images),
-        augmentation=augmentation_of(settings.recipe),
-        seed=settings.seed,
-        device="cpu",
         mean=data.MEAN,
         std=data.STD,
-        dtype=torch.float32,
-        shuffle=False,
+        augmentation=augmentation_of(settings.recipe),
+        seed=settings.seed,
     )
     epochs = []
     for epoch in range(AUGMENTED_EPOCHS):

@@ -177,15 +177,15 @@ def build_loader(
     return data.Loader(
         split,
         recipe.batch_size if train else size,
-        augmentation=augmentation_of(recipe) if train else None,
-        # Rounded down, so that a short training has an end without mixup, too.
-        mixup_epochs=int(round(recipe.mixup_until * recipe.epochs, 6)),
-        seed=settings.seed,
-        device=device,
         mean=data.MEAN,
         std=data.STD,
-        dtype=devices.PRECISIONS[settings.precision],
+        augmentation=augmentation_of(recipe) if train else None,
         shuffle=train,
+        seed=settings.seed,
+        device=device,
+        dtype=devices.PRECISIONS[settings.precision],
+        # Rounded down, so that a short training has an end without mixup, too.
+        mixup_epochs=int(round(recipe.mixup_until * recipe.epochs, 6)),
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
