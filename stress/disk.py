@@ -25,6 +25,7 @@ import utils
 from benchmarks import common
 from stress.life import Calls, Life, Prepare, get_ready
 from stress.small_run import Undisturbed, position, small_run
+from training.flags import Setting, add_flag
 
 NOBODY = 65534
 
@@ -115,8 +116,8 @@ def surroundings(seed: int) -> dict[str, Prepare]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = utils.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="one call in N (1)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the clock (0)")
+    add_flag(parser, "every", Setting("fail one call in N", at_least=1), 1)
+    add_flag(parser, "seed", Setting("of the clock"), 0)
     arguments = parser.parse_args(argv)
     get_ready()
     with tempfile.TemporaryDirectory() as name:

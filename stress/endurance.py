@@ -23,6 +23,7 @@ from stress.life import get_ready
 from stress.small_run import small_run
 from training import checkpoint as checkpoints
 from training import run_folder
+from training.flags import Setting, add_flag
 
 BATCH, EPOCH = 2, 100  # images per step, steps per epoch
 MEGABYTES, SLOWER = 8.0, 1.25  # allowed growth of memory, and of a step's time as a factor
@@ -81,7 +82,7 @@ def train(epochs: int, folder: Path) -> tuple[Tenths, Tenths, Tenths]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = utils.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=200_000, metavar="N", help="(200000)")
+    add_flag(parser, "steps", Setting("in all", at_least=EPOCH), 200_000)
     arguments = parser.parse_args(argv)
     get_ready()
     with tempfile.TemporaryDirectory() as folder:

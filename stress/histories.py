@@ -29,6 +29,7 @@ from tqdm import tqdm
 import utils
 from stress.life import Calls, Life, get_ready
 from stress.small_run import Undisturbed, position, small_run
+from training.flags import Setting, add_flag
 
 RULES = 10  # a history, at most
 TO_THE_END = 10**6  # calls
@@ -174,8 +175,8 @@ class Histories(RuleBasedStateMachine):
 
 def main(argv: list[str] | None = None) -> None:
     parser = utils.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--histories", type=int, default=200, metavar="N", help="(200)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the histories (0)")
+    add_flag(parser, "histories", Setting("in all", at_least=1), 200)
+    add_flag(parser, "seed", Setting("of the histories"), 0)
     arguments = parser.parse_args(argv)
     get_ready()
     with tempfile.TemporaryDirectory() as folder:

@@ -34,6 +34,7 @@ import utils
 from stress.cases import KINDS, Case
 from stress.life import Life
 from stress.sandbox import Box
+from training.flags import Setting, add_flag
 
 SECONDS, MEGABYTES = 2.0, 300
 BLOCK = 20  # cases of one kind, drawn by Hypothesis from one seed
@@ -167,11 +168,10 @@ def report(results: list[Result]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = utils.ArgumentParser(description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--cases", type=int, default=1000, metavar="N", help="(1000)")
-    add("--seed", type=int, default=0, metavar="N", help="of the cases (0)")
-    add("--only", type=int, metavar="N", help="just this one of them")
-    add("--processes", type=int, default=2, metavar="N", help="(2)")
+    add_flag(parser, "cases", Setting("in all", at_least=1), 1000)
+    add_flag(parser, "seed", Setting("of the cases"), 0)
+    add_flag(parser, "only", Setting("try this case alone"), None, int)
+    add_flag(parser, "processes", Setting("that try them", at_least=1), 2)
     given = parser.parse_args(argv)
     torch.set_num_threads(1)  # before anything computes, so that the process can fork
     blocks = range(-(-given.cases // BLOCK)) if given.only is None else [given.only // BLOCK]

@@ -27,6 +27,7 @@ from tqdm import tqdm
 import utils
 from stress.life import PATIENCE, Calls, Life, get_ready
 from stress.small_run import Undisturbed, position, small_run
+from training.flags import Setting, add_flag
 
 Attack = Callable[[Path, random.Random, Undisturbed], Life]  # a process that may have been killed
 
@@ -97,7 +98,7 @@ def campaign(attack: Attack, kills: int, chance: random.Random, folder: Path, ba
     processes = 2 if attack is of_two else 1
     undisturbed = Undisturbed(folder / "undisturbed", processes)
     tally, reached, run = Tally(), (0, 0), folder / "0"
-    while tally.kills < kills or reached > (0, 0):
+    while tally.kills < kills or reached > (0, 0) or not tally.finished:
         if tally.kills < kills:
             life = attack(run, chance, undisturbed)
         else:
@@ -131,8 +132,8 @@ def reached_in(run: Path) -> tuple[int, int]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = utils.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=1000, metavar="N", help="(1000)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments (0)")
+    add_flag(parser, "kills", Setting("in all", at_least=1), 1000)
+    add_flag(parser, "seed", Setting("of the moments"), 0)
     arguments = parser.parse_args(argv)
     get_ready()
     begin, passed = time.monotonic(), True
