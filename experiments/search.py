@@ -32,14 +32,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also when run as
 import data
 import models
 import plots
+import startup
 import utils
 from benchmarks import common
 from training import devices, engine
-from training.compilation import prepare
 from training.flags import Setting, add_flag
-from training.recipe import RECIPES, SHORT, RecipeError
-from training.run import build_loaders, build_run
-from training.settings import Settings
+from training.recipe import Recipe, RecipeError, named_recipe
+from training.run import build_loader
 
 TABLE = Path(__file__).resolve().with_name("search.csv")
 IMAGE_SIZE = (3, 32, 32)
@@ -62,7 +61,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Candidate:
-    """How the candidate differs from the default network and its recipe."""
+    """How the candidate differs from the default network and its short recipe."""
 
     config: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -78,8 +77,7 @@ ABLATION = {
     "no_unshuffle": Candidate({"unshuffle": False, "depths": (8, 2, 2, 2)}),
     "no_attention": Candidate({"attention": False}),
     "no_mirror": Candidate(
-        {"mirror": False, "widths": (32, 64), "hidden": (48, 64), "depths": (4, 2, 2, 2)},
-        {"flip": "alternating"},
+        {"mirror": False, "widths": (32, 64), "hidden": (48, 64), "depths": (4, 2, 2, 2)}
     ),
 }
 # The same for under25k, whose trainings take a third of the time.
@@ -89,7 +87,7 @@ SMALL_SIZES: dict[str, dict[str, Any]] = {
     "no_mirror": {"widths": (24, 24), "hidden": (32, 32), "depths": (3, 2, 2, 2)},
 }
 SMALL_ABLATION = {
-    name: Candidate({**whole.config, **SMALL_SIZES.get(name, {})}, whole.recipe, "under25k")
+    name: Candidate({**whole.config, **SMALL_SIZES.get(name, {})}, model="under25k")
     for name, whole in ABLATION.items()
 }
 IN_WORDS = {  # as the figure names them
@@ -109,8 +107,7 @@ CANDIDATES = {
     "64_channels": Candidate({"widths": (32, 64), "hidden": (64, 128), "depths": (5, 3, 2, 2)}),
     "112_channels": Candidate({"widths": (48, 112), "hidden": (64, 112), "depths": (4, 1, 1, 1)}),
     "before_mirrors": Candidate(
-        {"mirror": False, "widths": (32, 64), "hidden": (64, 64), "depths": (2, 3, 2, 2)},
-        {"flip": "alternating"},
+        {"mirror": False, "widths": (32, 64), "hidden": (64, 64), "depths": (2, 3, 2, 2)}
     ),
     "sgd": Candidate(recipe={"optimizer": "sgd", "learning_rate": 0.2}),
     "adamw": Candidate(recipe={"optimizer": "adamw", "learning_rate": 0.01, "weight_decay": 0.05}),
@@ -125,26 +122,16 @@ CANDIDATES = {
 }
 
 
-def settings_of(candidate: Candidate, epochs: int, seed: int, device: torch.device) -> Settings:
-    """The settings that train the candidate."""
-    recipe = replace(RECIPES[candidate.model], **{**SHORT, **candidate.recipe, "epochs": epochs})
-    return Settings(
-        model=candidate.model,
-        config=models.config_dict(candidate.model, **candidate.config),
-        recipe=recipe,
-        source="cifar10",
-        eval_split="val",
-        precision=devices.precision_name(devices.pick_precision("auto", device)),
-        seed=seed,
-    )
+def recipe_of(candidate: Candidate, epochs: int) -> Recipe:
+    """The recipe that trains the candidate."""
+    short = named_recipe(candidate.model, candidate.config, "short")
+    return replace(short, **{**candidate.recipe, "epochs": epochs})
 
 
-def timer(candidate: Candidate, directory: Path, device: torch.device) -> Callable[[], float]:
+def timer(candidate: Candidate, images: data.Split, device: torch.device) -> Callable[[], float]:
     """A function that trains for a few seconds and returns the seconds that an epoch takes."""
-    settings = settings_of(candidate, 1, 0, device)
-    loader, _ = build_loaders(settings, directory, device)
-    run = build_run(settings, device, len(loader))
-    prepare(run, loader)
+    recipe = recipe_of(candidate, 1)
+    run, loader = common.fresh_run(candidate.model, recipe, images, device, **candidate.config)
 
     def train(batches: Iterable[tuple[Tensor, Tensor]]) -> int:
         return common.train(run, batches).total
@@ -158,38 +145,44 @@ def timer(candidate: Candidate, directory: Path, device: torch.device) -> Callab
 
 
 def epochs_within(
-    minutes: float, candidate: Candidate, directory: Path, device: torch.device
+    minutes: float, candidate: Candidate, images: data.Split, device: torch.device
 ) -> int:
     """How many epochs of the candidate this machine trains in `minutes`, at least one."""
-    return max(1, int(60 * minutes / timer(candidate, directory, device)()))
+    return max(1, int(60 * minutes / timer(candidate, images, device)()))
 
 
-def compare_speed(candidates: dict[str, Candidate], directory: Path, device: torch.device) -> None:
+def compare_speed(
+    candidates: dict[str, Candidate], images: data.Split, device: torch.device
+) -> None:
     """Print seconds per epoch of candidates that train in turn: median and range."""
-    timers = {name: timer(candidate, directory, device) for name, candidate in candidates.items()}
+    timers = {name: timer(candidate, images, device) for name, candidate in candidates.items()}
     values = common.alternate(timers, REPETITIONS)
     print(common.table([common.Row("speed", name, values[name], "s/epoch") for name in timers]))
 
 
 def measure(
-    name: str, candidate: Candidate, epochs: int, seed: int, directory: Path, device: torch.device
+    candidate: Candidate,
+    epochs: int,
+    seed: int,
+    train: data.Split,
+    val: data.Split,
+    device: torch.device,
 ) -> dict[str, Any]:
-    """Train the candidate through its complete schedule; returns its row of the table."""
-    settings = settings_of(candidate, epochs, seed, device)
-    loader, eval_loader = build_loaders(settings, directory, device)
-    assert eval_loader is not None, "a candidate is scored"
-    utils.seed_everything(seed)
-    run = build_run(settings, device, len(loader))
-    prepare(run, loader)
+    """Train the candidate through its complete schedule; returns its row of the table, without its
+    name."""
+    recipe = recipe_of(candidate, epochs)
+    run, loader = common.fresh_run(
+        candidate.model, recipe, train, device, seed=seed, **candidate.config
+    )
     start = time.perf_counter()
     for epoch in range(epochs):
         loader.set_epoch(epoch)
         metrics = common.train(run, loader)
     seconds = time.perf_counter() - start  # reading the metrics has waited for the device
-    evaluation = engine.evaluate(run.eval_model, eval_loader, precision=run.precision)
-    fresh = models.build(settings.model, **settings.config).eval()
+    scored = build_loader(run.settings, val, device, train=False)
+    evaluation = engine.evaluate(run.eval_model, scored, precision=run.precision)
+    fresh = models.build(candidate.model, **candidate.config).eval()
     return {
-        "candidate": name,
         "seed": seed,
         "parameters": utils.count_parameters(fresh),
         "macs": utils.count_macs(fresh, IMAGE_SIZE),
@@ -276,19 +269,24 @@ def main(argv: list[str] | None = None) -> None:
         raise utils.RunError(f"--small has no {', '.join(sorted(unknown))}")
     if arguments.only:
         known = {name: known[name] for name in arguments.only}
+    train, val = (data.load("cifar10", arguments.data_dir, name) for name in ("train", "val"))
     if arguments.speed:
-        compare_speed(known, arguments.data_dir, device)
+        compare_speed(known, train, device)
         return
     utils.make_folder(arguments.output.parent)
+    # Measured once, so that all seeds of a candidate have as many epochs.
+    epochs = {
+        name: arguments.epochs or epochs_within(arguments.minutes, candidate, train, device)
+        for name, candidate in known.items()
+    }
     for seed in arguments.seeds:
         for name, candidate in known.items():
-            epochs = arguments.epochs
-            if epochs is None:
-                epochs = epochs_within(arguments.minutes, candidate, arguments.data_dir, device)
-            row = measure(name, candidate, epochs, seed, arguments.data_dir, device)
+            row = measure(candidate, epochs[name], seed, train, val, device)
+            row = {"candidate": name, **row}
             print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
             append(row, arguments.output)
 
 
 if __name__ == "__main__":
+    startup.begin()
     utils.run_script(main, data.DataError, models.ModelError, RecipeError, OSError)

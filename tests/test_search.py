@@ -1,8 +1,8 @@
 """The search: its candidates, its table, and the ablation that is drawn of it."""
 
 import pytest
-import torch
 
+import data
 import models
 import plots
 import utils
@@ -10,19 +10,18 @@ from experiments import search
 from training.optimizer import build_optimizer
 from utils import count_parameters
 
-CPU = torch.device("cpu")
-
 
 @pytest.mark.parametrize(
     "name, candidate", [*search.CANDIDATES.items(), *search.SMALL_ABLATION.items()]
 )
 def test_every_candidate_can_be_trained(name, candidate):
-    settings = search.settings_of(candidate, 3, 1, CPU)
-    assert settings.recipe.epochs == 3 and settings.seed == 1
-    model = models.build(settings.model, **settings.config)
-    build_optimizer(model, settings.recipe)
+    recipe = search.recipe_of(candidate, 3)
+    assert recipe.epochs == 3
+    assert (recipe.flip == "none") == candidate.config.get("mirror", name != "random_flip")
+    model = models.build(candidate.model, **candidate.config)
+    build_optimizer(model, recipe)
     parameters, whole = (
-        count_parameters(network) for network in (model, models.build(settings.model))
+        count_parameters(network) for network in (model, models.build(candidate.model))
     )
     assert parameters < 101_000
     if name in search.ABLATION:
@@ -32,11 +31,12 @@ def test_every_candidate_can_be_trained(name, candidate):
 def test_the_search_compares_speed_in_turn_and_writes_no_row(tmp_path, monkeypatch, capsys):
     turns, table = [], tmp_path / "search.csv"
 
-    def timer(candidate, directory, device):
+    def timer(candidate, images, device):
         seconds = iter(range(100 if candidate.recipe else 60, 1000, 2))
         return lambda: turns.append(bool(candidate.recipe)) or next(seconds)
 
     monkeypatch.setattr(search, "timer", timer)
+    monkeypatch.setattr(data, "load", lambda *arguments: None)
     search.main(["--speed", "--only", "full", "sgd", "--output", str(table)])
     _, full, sgd = capsys.readouterr().out.splitlines()
     assert full.split()[1:5] == ["full", "64", "60", "68"]
