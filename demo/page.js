@@ -109,14 +109,19 @@ for (const type of ["dragover", "dragleave", "drop"])
 
 $("camera").onclick = async () => {
   const camera = { video: { facingMode: "environment" } };
+  $("camera").disabled = true; // while the browser asks for permission, one request is enough
   $("video").srcObject = await navigator.mediaDevices?.getUserMedia(camera).catch(() => null);
+  $("camera").disabled = false;
   if ($("video").srcObject) $("viewfinder").showModal();
   else say("There is no camera, or this page may not use it.");
 };
 $("video").oncanplay = () => ($("take").disabled = false);
 $("take").onclick = () => show(() => $("video")).then(() => $("viewfinder").close());
 $("cancel").onclick = () => $("viewfinder").close();
-$("viewfinder").onclose = () => $("video").srcObject.getTracks().forEach((track) => track.stop());
+$("viewfinder").onclose = () => {
+  $("take").disabled = true;
+  $("video").srcObject.getTracks().forEach((track) => track.stop());
+};
 
 $("parameters").textContent = network.parameters.toLocaleString("en");
 $("size").textContent = `(${Math.round(network.bytes / 1000)} KB)`;
