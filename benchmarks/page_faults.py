@@ -61,7 +61,8 @@ def print_measures(directory: Path, *, quick: bool) -> None:
     step = statistics.median(b - a for a, b in zip(ends, ends[1:], strict=False))
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     faults = (after.ru_minflt - before.ru_minflt) / steps
-    print(json.dumps([step, processor / steps, faults, after.ru_maxrss / 1e6]))
+    peak = after.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+    print(json.dumps([step, processor / steps, faults, peak]))
 
 
 def measure_pairs(directory: Path, repetitions: int, quick: bool) -> list[Row]:

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also when run as
 import data
 import models
 import plots
+import startup
 import utils
 from benchmarks import common
 from benchmarks.common import Row
@@ -123,4 +124,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    startup.begin()
     utils.run_script(main, OSError)

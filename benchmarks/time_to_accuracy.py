@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also when run as
 
 import data
 import models
-import plots
+import startup
 import utils
 from benchmarks import common, reference
 from benchmarks.common import Row
@@ -226,29 +226,8 @@ def our_rows(
     ]
     if min(reached) >= 100 * accuracy:
         times = [reference_minutes / value for value in minutes]
-        rows.append(Row("ratio", "reference / ours", times, "x", at_least=15))
+        rows.append(Row("ratio", "reference / ours", times, "x", at_least=20))
     return rows
-
-
-def draw(
-    run: Sequence[Scored],
-    theirs: ReferenceRun,
-    history: Sequence[float] | None,
-    accuracy: float,
-    path: Path,
-) -> None:
-    """Draw accuracy against time for both loops."""
-    scored, name = theirs.scored, "reference loop"
-    if history is not None and len(history) > len(scored):
-        name += " (extrapolated)"
-        seconds = scored[-1].seconds / len(scored)
-        scored = [Scored(epoch * seconds, value) for epoch, value in enumerate(history, 1)]
-    curves = {
-        label: ([s.seconds / 60 for s in rows], [s.accuracy for s in rows])
-        for label, rows in (("our loop", run), (name, scored))
-    }
-    title = f"Training time on {common.machine(theirs.device)['processor']}, validation split"
-    plots.time_to_accuracy(curves, accuracy, path, title=title)
 
 
 def parse_arguments(argv: list[str] | None) -> tuple[dict[str, Any], dict[str, float]]:
@@ -258,7 +237,6 @@ def parse_arguments(argv: list[str] | None) -> tuple[dict[str, Any], dict[str, f
     add("--accuracy", type=float, default=ACCURACY, metavar="X", help=f"per cent ({ACCURACY})")
     add("--history", type=Path, metavar="FILE", help="history.csv of the baseline's recipe")
     add("--train-reference", action="store_true", help="measure the reference to the accuracy")
-    add("--figure", type=Path, metavar="FILE", help="draw both, as a PNG")
     for name, value in SHORT.items():
         flag = "--" + name.replace("_", "-")
         add(flag, type=type(value), default=value, metavar="X", help=f"of our recipe ({value})")
@@ -288,9 +266,8 @@ def main(argv: list[str] | None = None) -> None:
     rows, minutes = reference_rows(theirs, history, accuracy)
     rows += our_rows(runs, accuracy, minutes)
     common.report(rows, given["output"], device, quick=quick)
-    if given["figure"] is not None:
-        draw(runs[-1], theirs, history, accuracy, given["figure"])
 
 
 if __name__ == "__main__":
+    startup.begin()
     utils.run_script(main, data.DataError, RecipeError, OSError)

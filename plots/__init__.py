@@ -8,7 +8,7 @@ from plots.evaluation import (
     predictions,
 )
 from plots.explanations import MAX_EXPLANATIONS, explanations
-from plots.reports import System, ablation, landscape, scaling, time_to_accuracy
+from plots.reports import System, ablation, landscape, scaling
 from plots.training import augmentation, validation
 
 __all__ = [
@@ -24,6 +24,5 @@ __all__ = [
     "mistakes",
     "predictions",
     "scaling",
-    "time_to_accuracy",
     "validation",
 ]

@@ -19,7 +19,6 @@ from plots.style import (
     drawing,
     label_logarithmic,
     log_ticks,
-    marker_indices,
     new_figure,
     save,
     wrap,
@@ -81,7 +80,9 @@ def landscape(
                 limit, color=GREY, linewidth=1, linestyle="--", label=f"{limit:,} parameters"
             )
         axes.margins(x=0.12, y=0.08)  # with room for the names
-        _label_accuracy_over(axes, "parameters")
+        label_logarithmic(axes.xaxis, log_ticks(*axes.get_xlim()))
+        axes.grid(True)
+        axes.set(xlabel="parameters", ylabel="accuracy (%)")
         figure.legend(loc="outside lower center", ncols=3, frameon=False)
         figure.draw_without_rendering()  # the layout, which names are placed in
         figure.set_layout_engine("none")
@@ -238,40 +239,3 @@ def scaling(
             list(legend.values()), list(legend), loc="outside lower center", ncols=2, frameon=False
         )
         save(figure, path)
-
-
-def time_to_accuracy(
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    target: float,
-    path: str | os.PathLike[str],
-    *,
-    title: str,
-) -> None:
-    """Draw accuracy against minutes of training, on a logarithmic axis, and the target accuracy.
-
-    curves: name -> minutes above 0 and accuracies between 0 and 1, one of each per epoch; at most
-        two curves.
-    target: accuracy between 0 and 1.
-    """
-    if not curves or len(curves) > len(CURVES) or not all(len(x) for x, _ in curves.values()):
-        raise ValueError(f"pass one to {len(CURVES)} curves, of at least one epoch each")
-    with drawing():
-        figure = new_figure(4.2, title)
-        axes = figure.subplots()
-        for (name, (minutes, accuracies)), style in zip(curves.items(), CURVES, strict=False):
-            percentages = 100 * np.asarray(accuracies, dtype=float)
-            marked = marker_indices(len(percentages))
-            axes.plot(minutes, percentages, label=name, markersize=5, markevery=marked, **style)
-        axes.axhline(100 * target, color=GREY, linewidth=1, label=f"{100 * target:.2f} %")
-        axes.set_xscale("log")
-        _label_accuracy_over(axes, "minutes of training")
-        figure.legend(loc="outside lower center", ncols=3, frameon=False)
-        save(figure, path)
-
-
-def _label_accuracy_over(axes: Axes, quantity: str) -> None:
-    """Label the axes: accuracy in per cent over `quantity`, whose limits are already set."""
-    label_logarithmic(axes.xaxis, log_ticks(*axes.get_xlim()))
-    axes.grid(True)
-    axes.set_xlabel(quantity)
-    axes.set_ylabel("accuracy (%)")

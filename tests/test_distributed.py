@@ -216,18 +216,17 @@ def work(rank, folder, ports):
         with pytest.MonkeyPatch.context() as monkeypatch:
             sys.argv = ["train.py"]
             shortened(monkeypatch)
+            resumed = folder / "resumed"
             with monkeypatch.context() as watching:
                 found["weights"] = watch_weights(watching)
                 found["whole"] = run_train(ports.pop(), *FLAGS, "--output", folder / "whole")
             with monkeypatch.context() as interrupting:
                 if rank == 1:
                     interrupt_after(interrupting, 6)
-                found["interrupted"] = run_train(
-                    ports.pop(), *FLAGS, "--output", folder / "resumed"
-                )
+                found["interrupted"] = run_train(ports.pop(), *FLAGS, "--output", resumed)
             if rank == 0:
-                shutil.copytree(folder / "resumed", folder / "interrupted")
-            last = folder / "resumed" / "last.safetensors"
+                shutil.copytree(resumed, folder / "interrupted")
+            last = resumed / "last.safetensors"
             found["resumed"] = run_train(ports.pop(), "--resume", last, "--device", "cpu")
             found["refused"] = run_train(ports.pop(), *FLAGS, "--output", folder / "whole")
         torch.save(found, folder / f"{rank}.pt")

@@ -138,15 +138,6 @@ DRAW = {
     "scaling of one number of images": lambda path: plots.scaling(
         {"images": [(1500, 3.2)]}, path, title=TITLE
     ),
-    "time_to_accuracy": lambda path: plots.time_to_accuracy(
-        {"our loop": curve(5, 0.9), "reference loop (extrapolated)": curve(50, 0.6)},
-        0.8219,
-        path,
-        title=TITLE,
-    ),
-    "time_to_accuracy after one epoch": lambda path: plots.time_to_accuracy(
-        {"our loop": curve(1, 0.02)}, 0.8219, path, title=TITLE
-    ),
     "ablation": lambda path: plots.ablation(ABLATION, path, title=TITLE),
     "ablation without a great loss": lambda path: plots.ablation(
         {"the complete network": {0: 0.9}, "$x$": {0: 0.899}}, path, title=TITLE
@@ -472,19 +463,6 @@ def test_scaling_draws_each_quantity_against_exact_proportion(tmp_path, figures)
     assert "2k 6k 16k 50k" in words(figures[0])
 
 
-def test_time_to_accuracy_draws_percent_over_minutes_and_the_target(tmp_path, figures):
-    curves = {"ours": curve(5, 0.9), "theirs": curve(50, 0.6)}
-    plots.time_to_accuracy(curves, 0.8219, tmp_path / "figure.png", title="")
-    (axes,) = figures[0].axes
-    *lines, target = axes.get_lines()
-    for line, (name, (minutes, accuracies)) in zip(lines, curves.items(), strict=True):
-        assert line.get_label() == name
-        np.testing.assert_allclose(line.get_xdata(), minutes)
-        np.testing.assert_allclose(line.get_ydata(), np.multiply(accuracies, 100))
-    np.testing.assert_allclose(target.get_ydata(), 82.19)
-    assert axes.get_xscale() == "log" and "82.19 %" in words(figures[0])
-
-
 @pytest.mark.slow
 def test_predictions_stand_over_their_pictures(tmp_path, figures):
     images, names, classes = pictures(50)
@@ -532,8 +510,6 @@ def test_explanations_draw_each_gate_against_its_mean(tmp_path, figures):
         lambda path: plots.explanations(*explained(0), path, title=""),
         lambda path: plots.explanations(*explained(2)[:2], np.ones((1, 4, 4)), {}, path, title=""),
         lambda path: plots.scaling({"images": []}, path, title=""),
-        lambda path: plots.time_to_accuracy({}, 0.8, path, title=""),
-        lambda path: plots.time_to_accuracy({"ours": ([], [])}, 0.8, path, title=""),
         lambda path: plots.validation([], path, title=""),
         lambda path: plots.class_accuracy([1, 2], [2, 2], CLASSES, path, title=""),
         lambda path: plots.confusion_matrix(np.zeros((2, 3)), CLASSES[:2], path, title=""),
