@@ -38,7 +38,7 @@ def swapped(half: Tensor) -> Tensor:
     return torch.cat([half, half.flip(-1).roll(half.shape[2] // 2, 2)], 1)
 
 
-def blocks(parts: Tensor) -> Tensor:
+def block_circulant(parts: Tensor) -> Tensor:
     """(L, 2, C' / 2, C / 2) -> (L, C', C): from A and B the matrix [[A, B], [B, A]]."""
     a, b = parts.unbind(1)
     return torch.cat([torch.cat([a, b], 2), torch.cat([b, a], 2)], 1)
@@ -52,7 +52,7 @@ def even_and_odd(halves: Tensor) -> Tensor:
     orthogonal step on each is one on the complete matrix (see Muon in training/optimizer.py).
     """
     even, odd = (halves / 2).unbind(1)
-    return blocks(torch.stack([even + odd, even - odd], 1))
+    return block_circulant(torch.stack([even + odd, even - odd], 1))
 
 
 def as_nhwc(tensor: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class TiedTensors(nn.Module):
     that are computed once.
     """
 
-    places: Tensor | None
+    indices: Tensor | None
     weights: Tensor | None
 
     def __init__(self, network: nn.Module) -> None:
@@ -100,7 +100,7 @@ class TiedTensors(nn.Module):
         self.norms: list[Any] = [module for module in modules if isinstance(module, nn.BatchNorm2d)]
         # Norms last: mixed precision casts kernels and biases of convolutions, and no others.
         self.members = sorted(members, key=lambda member: isinstance(member[0], nn.BatchNorm2d))
-        self.register_buffer("places", None, persistent=False)
+        self.register_buffer("indices", None, persistent=False)
         self.register_buffer("weights", None, persistent=False)
         # On "meta" a network may have any size, so the index waits for its weights.
         self.register_load_state_dict_post_hook(TiedTensors._index_after_loading)
@@ -108,7 +108,7 @@ class TiedTensors(nn.Module):
             self._index()
 
     def _index_after_loading(self, *_: object) -> None:
-        if self.members and self.places is None:
+        if self.members and self.indices is None:
             self._index()
 
     def _index(self) -> None:
@@ -121,9 +121,9 @@ class TiedTensors(nn.Module):
             start += learned.numel()
             numbers = numbers.permute(0, 3, 1, 2) if numbers.ndim == 4 else numbers
             if tie is even_and_odd:  # A = even / 2 + odd / 2, B = even / 2 - odd / 2
-                pairs = [blocks(torch.stack([part, part])[None])[0] for part in numbers]
+                pairs = [block_circulant(torch.stack([part, part])[None])[0] for part in numbers]
                 half = torch.full_like(numbers[0], 0.5, dtype=torch.float32)
-                signs = blocks(torch.stack([half, -half])[None])[0]
+                signs = block_circulant(torch.stack([half, -half])[None])[0]
                 parts.append((*pairs, signs.abs(), signs))
             else:
                 complete = as_nhwc(tie(numbers[None])[0])
@@ -132,24 +132,24 @@ class TiedTensors(nn.Module):
         self.shapes = [first.shape for first, *_ in parts]
         sizes = [first.numel() for first, *_ in parts]
         norms = [isinstance(module, nn.BatchNorm2d) for module, _ in self.members].count(True)
-        self.kernels = sizes[: len(sizes) - norms]
-        self.scales = sizes[len(sizes) - norms :]
+        self.conv_sizes = sizes[: len(sizes) - norms]
+        self.norm_sizes = sizes[len(sizes) - norms :]
         first, second, *weights = (
             torch.cat([tensor.flatten() for tensor in tensors])
             for tensors in zip(*parts, strict=True)
         )
-        self.places = torch.cat([first, second])
+        self.indices = torch.cat([first, second])
         self.weights = torch.stack(weights)
 
     def _complete_tensors(self) -> list[Tensor]:
         """The complete tensor of each member."""
-        assert self.places is not None and self.weights is not None
+        assert self.indices is not None and self.weights is not None
         row = torch.cat([as_nhwc(getattr(m, name)).flatten() for m, name in self.members])
-        row = (row.index_select(0, self.places).view_as(self.weights) * self.weights).sum(0)
-        kernels, scales = row.split([sum(self.kernels), sum(self.scales)])
+        row = (row.index_select(0, self.indices).view_as(self.weights) * self.weights).sum(0)
+        convs, norms = row.split([sum(self.conv_sizes), sum(self.norm_sizes)])
         if torch.is_autocast_enabled(row.device.type):
-            kernels = kernels.to(torch.get_autocast_dtype(row.device.type))
-        pieces = [*kernels.split(self.kernels), *scales.split(self.scales)]
+            convs = convs.to(torch.get_autocast_dtype(row.device.type))
+        pieces = [*convs.split(self.conv_sizes), *norms.split(self.norm_sizes)]
         tensors = [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
         return [tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor for tensor in tensors]
 
@@ -171,9 +171,9 @@ class TiedTensors(nn.Module):
                 module.complete.clear()
 
 
-def merge_halves(x: Tensor) -> Tensor:
-    """(N, C) -> (N, C / 2): the mean of the halves, which is the same for the mirrored image."""
-    return x.unflatten(1, (2, -1)).mean(1)
+def mean_of_halves(statistic: Tensor) -> Tensor:
+    """(C,) -> (C,): both halves are the mean of the two."""
+    return statistic.unflatten(0, (2, -1)).mean(0).repeat(2)
 
 
 class MirrorBatchNorm2d(TiedModule, nn.BatchNorm2d):
@@ -197,7 +197,7 @@ class MirrorBatchNorm2d(TiedModule, nn.BatchNorm2d):
         weight, bias = self.tied("weight"), self.tied("bias")
         mean, variance = self.running_mean, self.running_var
         if not self.training:
-            mean, variance = (merge_halves(s[None])[0].repeat(2) for s in (mean, variance))
+            mean, variance = map(mean_of_halves, (mean, variance))
         momentum = self.momentum
         if momentum is None:  # every batch counts the same, as in nn.BatchNorm2d
             momentum = 1 / max(1, int(self.num_batches_tracked))
@@ -205,13 +205,14 @@ class MirrorBatchNorm2d(TiedModule, nn.BatchNorm2d):
             x, mean, variance, weight, bias, self.training, momentum, self.eps
         )
 
+    @torch.no_grad()
     def plain_norm(self) -> nn.BatchNorm2d:
         """The ordinary BatchNorm that computes the same in evaluation."""
         norm = nn.BatchNorm2d(self.num_features, self.eps, self.momentum).to(self.weight)
         norm.weight.copy_(self.tied("weight"))
         norm.bias.copy_(self.tied("bias"))
-        norm.get_buffer("running_mean").copy_(merge_halves(self.running_mean[None])[0].repeat(2))
-        norm.get_buffer("running_var").copy_(merge_halves(self.running_var[None])[0].repeat(2))
+        norm.get_buffer("running_mean").copy_(mean_of_halves(self.running_mean))
+        norm.get_buffer("running_var").copy_(mean_of_halves(self.running_var))
         return norm
 
 

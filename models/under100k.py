@@ -37,7 +37,8 @@ class Under100kConfig:
         transposed: the hourglass upsamples by a transposed convolution; False: by a 1x1 convolution
             and repeated pixels.
         unshuffle: resolution is halved by pixel unshuffle; False: by max pooling.
-        attention: channel attention on the last block of each stage at 16x16; False: on none.
+        attention: channel attention on the last block of each stage at 16x16 and below; False: on
+            none.
         mirror: every layer commutes with mirroring the image and learns half of its kernel; False:
             it learns all of it, nearly twice the parameters, so choose smaller widths.
     """
@@ -92,21 +93,21 @@ class Under100k(nn.Module):
         super().__init__()
         self.config = config
         fine, coarse = config.widths
-        mirror = {"mirror": config.mirror}
+        mirror = config.mirror
         down = UnshuffleDown if config.unshuffle else MaxPoolDown
         up = TransposedUp if config.transposed else NearestUp
         self.stem = nn.Sequential(
-            DenseConv2d(3, fine, halves=False, **mirror),
-            batch_norm(fine, **mirror),
+            DenseConv2d(3, fine, halves=False, mirror=mirror),
+            batch_norm(fine, mirror=mirror),
             nn.ReLU(inplace=True),
         )
         self.fine = self._stage(0, config.depths[0])
-        self.down = down(fine, coarse, **mirror)
+        self.down = down(fine, coarse, mirror=mirror)
         self.near = self._stage(1, config.depths[1])
         self.hourglass = Hourglass(
-            down(coarse, coarse, groups=GROUPS, **mirror),
+            down(coarse, coarse, groups=GROUPS, mirror=mirror),
             self._stage(1, 1),
-            up(coarse, coarse, groups=GROUPS, **mirror),
+            up(coarse, coarse, groups=GROUPS, mirror=mirror),
         )
         self.wide = self._stage(1, config.depths[2], dilation=2)
         self.widest = self._stage(1, config.depths[3], dilation=4)
@@ -119,27 +120,29 @@ class Under100k(nn.Module):
         convolution = DepthwiseSeparableConv2d if config.separable else OrdinaryConv2d
         dilation = dilation if config.dilated else 1
         attention = config.attention and scale == 1
-        mirror = {"mirror": config.mirror}
+        mirror = config.mirror
         blocks = [
             ResidualBlock(
-                convolution(channels, hidden, dilation, **mirror),
+                convolution(channels, hidden, dilation, mirror=mirror),
                 hidden,
                 channels,
-                EfficientChannelAttention(**mirror) if attention and index == depth - 1 else None,
-                **mirror,
+                EfficientChannelAttention(mirror=mirror)
+                if attention and index == depth - 1
+                else None,
+                mirror=mirror,
             )
             for index in range(depth)
         ]
         return Stage(dilation, *blocks)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(N, 3, 32, 32) -> (N, 96, 16, 16)."""
+        """(N, 3, 32, 32) -> (N, widths[1], 16, 16)."""
         with self.tied_tensors.assembled():
             x = self.near(self.down(self.fine(self.stem(x))))
             return self.widest(self.wide(self.hourglass(x)))
 
     def forward_head(self, features: Tensor) -> Tensor:
-        """(N, 96, 16, 16) -> logits (N, 10)."""
+        """(N, widths[1], 16, 16) -> logits (N, 10)."""
         return self.fc(global_average(features, 2 if self.config.mirror else 1))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -102,10 +102,10 @@ def _draw_gates(axes: Axes, gates: np.ndarray, index: int) -> None:
     order = np.argsort(mean)
     mean, scale = mean[order], gates[index, order]
     channels = np.arange(len(mean))
-    axes.plot(channels, mean, color=GREY, linewidth=1, label="mean of all images")
+    axes.plot(channels, mean, color=GREY, linewidth=1, label=f"mean of {len(gates)} images")
     for chosen, color, label in (
-        (scale > mean, BLUE, "this image above it"),
-        (scale < mean, ORANGE, "below it"),
+        (scale > mean, BLUE, "this image, above the mean"),
+        (scale < mean, ORANGE, "this image, below"),
     ):
         low, high = mean[chosen], scale[chosen]
         axes.vlines(channels[chosen], low, high, color=color, linewidth=1.2, label=label)

@@ -106,7 +106,7 @@ def _draw_system(axes: Axes, system: System, color: str, marker: str) -> None:
 
 
 def _name_systems(axes: Axes, systems: Sequence[tuple[System, str]]) -> None:
-    """Write the name of each system beside its point, in its colour, where it overlaps nothing."""
+    """Write the name of each system beside its point, in its colour, where it overlaps least."""
     arrow = 22 * axes.figure.dpi / 72  # pixels
     points = []
     for system, _ in systems:
@@ -114,8 +114,10 @@ def _name_systems(axes: Axes, systems: Sequence[tuple[System, str]]) -> None:
         box = Bbox(axes.transData.transform(ends)).padded(12)
         left, top = box.x0 - arrow * system.fewer, box.y1 + arrow * system.more
         points.append(Bbox.from_extents(left, box.y0, box.x1, top))
+    # A white box, so that a line behind a name does not strike it through.
+    behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
     texts = [
-        axes.text(0, 0, s.name, fontsize=9, color=c, va="bottom", transform=None)
+        axes.text(0, 0, s.name, fontsize=9, color=c, va="bottom", transform=None, bbox=behind)
         for s, c in systems
     ]
     names = [Bbox.null() for _ in texts]
@@ -168,7 +170,7 @@ def ablation(
             axes.margins(x=0.1 if is_near else 0.4)
             axes.xaxis.set_major_locator(MaxNLocator(nbins=6 if is_near else 2))
         axes.axvline(means[0], color=GREY, linewidth=1, linestyle="--", zorder=1)
-        axes.set_xlabel("accuracy (%)")
+        axes.set_xlabel("accuracy (%)" + ", each panel on its own scale" * (len(panels) > 1))
         for row, mean in enumerate(means):
             text = f"{mean:.2f} %" + (f"  ({mean - means[0]:+.2f})" if row else "  (mean)")
             annotate_right(axes, row, text.replace("-", "\u2212"))

@@ -9,8 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from plots.style import (
-    BLUE,
-    ORANGE,
+    CURVES,
     as_images,
     drawing,
     marker_indices,
@@ -47,8 +46,8 @@ def validation(
     trained = f"training (augmented, {loss})" if loss else "training"
     evaluated = f"{eval_split or 'evaluated'} split{_details(averaged, precision)}"
     curves: list[tuple[str, str, dict[str, Any]]] = [
-        ("train", trained, {"color": ORANGE, "linestyle": "--", "marker": "o"}),
-        ("eval", evaluated, {"color": BLUE, "linestyle": "-", "marker": "s"}),
+        ("train", trained, CURVES[1]),
+        ("eval", evaluated, CURVES[0]),
     ]
     with drawing():
         figure = new_figure(4.2, title)

@@ -54,7 +54,7 @@ class Recipe:
         "side of the cutout square in pixels, 0 for none", default=0, at_most=data.MAX_CUTOUT
     )
     mixup: float = setting(
-        "largest share of a second image, 0 for none", default=0.0, at_most=data.MAX_MIXUP
+        "largest share of a second image (uniform), 0 for none", default=0.0, at_most=data.MAX_MIXUP
     )
     mixup_until: float = setting("fraction of the epochs with mixup", default=1.0, at_most=1)
     rotation: float = setting("largest angle in degrees", default=0.0, at_most=data.MAX_ROTATION)
