@@ -183,7 +183,8 @@ def main(argv: list[str] | None = None) -> None:
     size, normalization = min(BATCH_SIZE, len(split)), checkpoint["normalization"]
     loader = data.Loader(split, size, **normalization, device=device, dtype=precision)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    evaluation = engine.evaluate(network, loader, precision=precision, mirror=arguments.tta)
+    with devices.refusing_lack_of_memory(device, "choose another --device"):
+        evaluation = engine.evaluate(network, loader, precision=precision, mirror=arguments.tta)
     weights.require_finite(evaluation.logits, arguments.checkpoint)
     report(evaluation, split, classes, trained, arguments.tta)
     title = describe(checkpoint, split, arguments.tta)
@@ -197,4 +198,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    utils.run_script(main, data.DataError, models.ModelError, torch.OutOfMemoryError, OSError)
+    utils.run_script(main, data.DataError, models.ModelError, OSError)

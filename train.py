@@ -62,7 +62,7 @@ def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
     add_data_dir(group)
     add = group.add_argument
     add("--output", type=folder, metavar="DIR", help="folder for the run (runs/NETWORK-TIME)")
-    resumed = "continue this run; auto: the latest in --output or runs, else a new one"
+    resumed = "continue; auto: the latest in --output or of --model, else a new one"
     add("--resume", type=folder, metavar="PATH", help=resumed)
     start = "train these weights further, from the recipe's first epoch on"
     add("--weights", nargs=1, type=file, metavar="FILE", help=start)
@@ -148,11 +148,8 @@ def plan_and_train(given: dict[str, Any], device: torch.device) -> None:
                 find_data(settings.source, settings.eval_split, given) if is_main else None
             )
         try:
-            execute(plan, given, device, locks)
-        except torch.OutOfMemoryError as error:
-            raise utils.RunError(
-                f"device {str(device)!r} is out of memory: choose a smaller --batch-size"
-            ) from error
+            with devices.refusing_lack_of_memory(device, "choose a smaller --batch-size"):
+                execute(plan, given, device, locks)
         except RuntimeError as error:
             if not distributed.is_lost(error):
                 raise

@@ -13,13 +13,12 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn, TextIO, TypeVar
+from typing import Any, NoReturn, TextIO
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-T = TypeVar("T")
 LARGEST_SEED = 2**63 - 1
 MESSAGE_LENGTH = 1000  # characters; foreign text is printed no longer than this
 HISTORY_COLUMNS = (

@@ -98,7 +98,7 @@ def test_precisions():
     for name in ("fp16", "fp8"):
         with pytest.raises(RunError, match=name):
             devices.pick_precision(name, CPU)
-    with pytest.raises(RunError, match="fp16 is for CUDA"):
+    with pytest.raises(RunError, match="fp16 needs a CUDA device"):
         devices.pick_precision("fp16", torch.device("mps"))
 
 
@@ -142,13 +142,23 @@ def test_a_gpu_whose_cudnn_lacks_a_convolution_does_without_cudnn(monkeypatch, c
     ]
 
 
-def test_out_of_memory_is_one_line(monkeypatch, refused, tmp_path):
-    def train_epoch(*arguments, **options):
-        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+LACKS_MEMORY = (
+    torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory:\n2"),
+)
 
-    monkeypatch.setattr(engine, "train_epoch", train_epoch)
-    said = refused("train.py", "--data", "sample", "--device", "cpu", "--output", tmp_path / "run")
-    assert "out of memory: choose a smaller --batch-size" in said
+
+@pytest.mark.parametrize("error", LACKS_MEMORY, ids=["GPU", "CPU"])
+def test_out_of_memory_is_one_line(monkeypatch, refused, tmp_path, error):
+    def fail(*arguments, **options):
+        raise error
+
+    for name in ("train_epoch", "evaluate"):
+        monkeypatch.setattr(engine, name, fail)
+    flags = ["--data", "sample", "--device", "cpu", "--output", tmp_path / "run"]
+    assert "out of memory: choose a smaller --batch-size" in refused("train.py", *flags)
+    flags += ["--checkpoint", "checkpoints/under25k.safetensors"]
+    assert "device 'cpu' is out of memory: choose another --device" in refused("test.py", *flags)
 
 
 def test_no_free_memory_says_nothing_about_a_precision(monkeypatch, refused):

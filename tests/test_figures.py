@@ -1,5 +1,6 @@
 """A training that can be watched: its folder and TensorBoard show it while it goes on."""
 
+import dataclasses
 import itertools
 from contextlib import ExitStack
 
@@ -92,6 +93,20 @@ def test_drawing_takes_no_more_than_its_share_of_the_time(training, monkeypatch)
         after_epoch()
     assert drawn == [130, 190, 251]
     assert 0.4 * (len(drawn) - 1) <= figures.MAX_DRAWING * (clock.now - 130)
+
+
+def test_augmentation_shows_no_mixup_that_the_training_has_not(training, monkeypatch):
+    run, (loader, _), folder = training
+    recipe = dataclasses.replace(
+        run.settings.recipe, mixup=0.5, crop_padding=0, flip="none", cutout=0
+    )
+    settings = dataclasses.replace(run.settings, recipe=recipe)
+    given = []
+    monkeypatch.setattr(figures.plots, "augmentation", lambda *a, **k: given.append(a))
+    monkeypatch.setattr(loader, "mixup_epochs", 1)
+    figures.draw_augmentation(settings, loader, folder)
+    ((originals, epochs, *_),) = given
+    assert [torch.equal(images, originals) for images in epochs] == [False, True, True, True]
 
 
 def test_augmentation_shows_one_image_a_class_as_the_epochs_show_it(training, monkeypatch):

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ import train
 import utils
 from stress.life import digest, interrupted_after
 from training import checkpoint as checkpoints
-from training import engine, figures, report, run_folder, settings
+from training import distributed, engine, figures, report, run_folder, settings
 from training.checkpoint_content import released, training_state
 from training.epochs import CHECK_EVERY, Monitor
 from training.run import build_loader, build_run, resume
@@ -123,6 +124,35 @@ def test_resuming_is_exact_from_anywhere(command, tmp_path, model, precision, em
         checkpoints.load_checkpoint(tmp_path / run / "weights.safetensors") for run in "ab"
     )
     assert all(torch.equal(one["state_dict"][k], v) for k, v in other["state_dict"].items())
+
+
+@pytest.mark.parametrize("what", ["a momentum that comes later", "a layer without a gradient"])
+def test_resuming_is_exact_where_the_optimizer_remembers_little(
+    command, tmp_path, monkeypatch, what
+):
+    """From the milestone in the middle on, the baseline's recipe has a momentum of its own."""
+    flags = [*FP32, *(["--momentum", "0"] if "momentum" in what else [])]
+    build = models.build
+
+    def build_with_a_layer_that_nothing_uses(name, **config):
+        network = build(name, **config)
+        if name == "baseline":  # and not the network that tries the device out
+            network.unused = torch.nn.Linear(2, 2)
+        return network
+
+    if "layer" in what:
+        monkeypatch.setattr(models, "build", build_with_a_layer_that_nothing_uses)
+    assert command(*flags, "--output", tmp_path / "a")[0] == 0
+    positions = []
+    for checks in (2, 2, 2):
+        with interrupted_after(checks):
+            assert command(*flags, "--output", tmp_path / "b", "--resume", "auto")[0] == 143
+        saved = checkpoints.load_checkpoint(tmp_path / "b" / run_folder.LAST)
+        positions.append((saved["epoch"], saved["training"]["batch"]))
+    assert positions == [(0, 2), (0, STEPS), (1, 1)]
+    assert command(*flags, "--output", tmp_path / "b", "--resume", "auto")[0] == 0
+    one, other = (checkpoints.load_checkpoint(tmp_path / run / run_folder.LAST) for run in "ab")
+    assert digest(one) == digest(other)
 
 
 def test_the_seed_given_decides_the_fresh_weights(command, tmp_path):
@@ -384,6 +414,29 @@ def test_two_damaged_checkpoints_are_never_overwritten(command, tmp_path):
     assert {path: path.read_bytes() for path in run.iterdir()} == before
 
 
+@pytest.mark.parametrize("reader", ["open", "safe_open"])
+def test_a_checkpoint_that_the_disk_does_not_give_now_is_kept(
+    command, tmp_path, monkeypatch, reader
+):
+    """A network drive may give it later, so the older one must not take its place."""
+    run = tmp_path / "a"
+    with interrupted_after(2):
+        command(*FP32, "--output", run, "--checkpoint-minutes", "0")
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    original = getattr(checkpoints, reader, open)
+
+    def failing(path, *arguments):
+        if Path(path).name == run_folder.LAST:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return original(path, *arguments)
+
+    with monkeypatch.context() as stale:
+        stale.setattr(checkpoints, reader, failing, raising=False)
+        status, _, err = command(*FP32, "--output", run, "--resume", "auto")
+    assert status == 2 and err.count("\n") == 1 and "cannot read" in err
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
@@ -440,6 +493,19 @@ def lose_a_weight(run, loss):
 
 def lose_the_loss(run, loss):
     return loss * float("nan")
+
+
+def test_several_processes_agree_at_the_end_of_a_short_epoch(monkeypatch):
+    """It has fewer steps than there are between checks, and maybe no evaluation after it."""
+    monkeypatch.setitem(CHECK_EVERY, "cpu", 50)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "mean", lambda value: value)
+    run = mock.MagicMock(device=torch.device("cpu"), batch=0, seconds=0.0)
+    saver, interruption = mock.Mock(), mock.Mock()
+    monitor = Monitor(run, STEPS, saver, interruption, mock.Mock())
+    for step in range(1, STEPS + 1):
+        monitor(torch.tensor(1.0))
+        assert interruption.check.call_count == saver.save_if_due.call_count == (step == STEPS)
 
 
 @pytest.mark.parametrize("lose", [lose_a_weight, lose_the_loss])

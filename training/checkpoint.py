@@ -36,6 +36,10 @@ DAMAGED = (
 )
 
 
+class UnreadableError(RunError):
+    """The system cannot read a file that is there; what is in it may be intact."""
+
+
 def encode(content: dict[str, Any]) -> tuple[str, dict[str, Tensor]]:
     """Nested dicts and lists as JSON, and their tensors by path of keys."""
     tensors: dict[str, Tensor] = {}
@@ -122,6 +126,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         RunError: the file is missing, damaged or not a checkpoint of this repository.
+        UnreadableError: the system cannot read it.
     """
     _check_header(path)
     try:
@@ -129,6 +134,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             metadata = file.metadata() or {}
             # Copies, for the file may be replaced while the content is in use.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except OSError as error:
+        raise UnreadableError(f"cannot read {path}: {error.strerror or error}") from error
     except DAMAGED as error:
         raise RunError(f"{path} is damaged or is not a checkpoint of this repository") from error
     if not metadata.keys() >= {"version", "content", "sha256"}:
@@ -163,7 +170,7 @@ def _check_header(path: Path) -> None:
     except FileNotFoundError as error:
         raise RunError(f"no checkpoint at {path}") from error
     except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror}") from error
+        raise UnreadableError(f"cannot read {path}: {error.strerror}") from error
     if size > MAX_BYTES:
         raise RunError(
             f"{path} is larger than {MAX_BYTES:,} bytes: it is not a checkpoint of this repository"

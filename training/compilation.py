@@ -95,7 +95,7 @@ def explained(what: str, advice: str = "") -> Iterator[None]:
     """Raise utils.RunError for PyTorch's errors, except for a lack of memory."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if devices.is_lack_of_memory(error):
+            raise
         raise utils.RunError(f"{what} ({devices.first_line(error)}){advice}") from error

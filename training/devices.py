@@ -4,6 +4,8 @@ import math
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -67,7 +69,7 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     if name not in ("auto", *PRECISIONS):
         raise utils.RunError(f"unknown precision {name!r}: choose one of {', '.join(PRECISIONS)}")
     if name == "fp16" and device.type != "cuda":
-        raise utils.RunError("--precision fp16 is for CUDA devices: choose bf16 or fp32")
+        raise utils.RunError(f"precision fp16 needs a CUDA device, not {str(device)!r}")
     names = candidates(device) if name == "auto" else [name]
     attempts = [(candidate, candidate) for candidate in names]
     if device.type == "cuda":
@@ -104,16 +106,29 @@ def why_not(device: torch.device, precision: torch.dtype) -> str | None:
     Raises:
         utils.RunError: the device has no memory left, which says nothing about the precision.
     """
+    advice = "choose another --device, or end what else runs on it"
     try:
-        loss = take_tiny_step(device, precision)
-    except torch.OutOfMemoryError as error:
-        raise utils.RunError(
-            f"device {str(device)!r} is out of memory: choose another --device, or end what else"
-            " runs on it"
-        ) from error
+        with refusing_lack_of_memory(device, advice):
+            loss = take_tiny_step(device, precision)
     except (RuntimeError, AssertionError) as error:
         return first_line(error)
     return None if math.isfinite(loss) else f"a loss of {loss}"
+
+
+@contextmanager
+def refusing_lack_of_memory(device: torch.device, advice: str) -> Iterator[None]:
+    """Raise utils.RunError with `advice` where `device` runs out of memory in this context."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lack_of_memory(error):
+            raise
+        raise utils.RunError(f"device {str(device)!r} is out of memory: {advice}") from error
+
+
+def is_lack_of_memory(error: RuntimeError) -> bool:
+    """Whether PyTorch raised `error` for want of memory; on a CPU only the message says so."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def take_tiny_step(device: torch.device, precision: torch.dtype) -> float:

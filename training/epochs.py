@@ -20,7 +20,8 @@ from training.checkpoint_content import LARGEST_LOSS, released, training_state
 from training.interruption import Interrupted, Interruption
 from training.run import Run
 
-# Steps between checks of loss and weights. On an accelerator a check waits for the device.
+# Steps between checks of loss and weights; the last of an epoch has one, too. On an accelerator a
+# check waits for the device.
 CHECK_EVERY = defaultdict(lambda: 50, cpu=1)
 
 
@@ -190,6 +191,7 @@ class Monitor:
         self.saver = saver
         self.interruption = interruption
         self.pace = pace
+        self.batches = batches
         self.interval = CHECK_EVERY[run.device.type]
         self.bar = tqdm(
             desc=f"Epoch {run.epoch + 1}/{run.settings.recipe.epochs}",
@@ -210,7 +212,7 @@ class Monitor:
 
     def __call__(self, loss: Tensor) -> None:
         self.run.batch += 1
-        checked = self.run.batch % self.interval == 0
+        checked = self.run.batch % self.interval == 0 or self.run.batch == self.batches
         if checked:
             check_finite(self.run, distributed.mean(loss.item()))
         self.count_time()

@@ -41,6 +41,7 @@ def draw_augmentation(settings: Settings, loader: data.Loader, output: Path) -> 
         std=data.STD,
         augmentation=augmentation_of(settings.recipe),
         seed=settings.seed,
+        mixup_epochs=loader.mixup_epochs,
     )
     epochs = []
     for epoch in range(AUGMENTED_EPOCHS):

@@ -98,6 +98,7 @@ class Run:
             ValueError, RuntimeError: it does not fit this run, which is then of no use.
         """
         state = checkpoint["training"]
+        set_momentum(self.optimizer, self.settings.recipe, checkpoint["epoch"])
         self._check(state)
         utils.unwrap(self.model).load_state_dict(state["model"])
         self.epoch, self.history = checkpoint["epoch"], checkpoint["history"]
@@ -129,7 +130,6 @@ class Run:
         self.scheduler.last_epoch = state["step"]
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        set_momentum(self.optimizer, self.settings.recipe, self.epoch)
 
     def _check(self, state: dict[str, Any]) -> None:
         """ValueError where `state` has not the structure of this run's own."""
@@ -145,8 +145,9 @@ class Run:
         if "others" in state["random"]:
             others = state["random"]["others"]
             own["random"]["others"] = [{**like, "cuda": other["cuda"]} for other in others]
-        if not state["optimizer"]:  # mixed precision may have skipped every step so far
-            own["optimizer"] = {}
+        # A weight has no state while it had no gradient, or mixed precision skipped every step.
+        found = state["optimizer"]
+        own["optimizer"] = {k: v for k, v in own["optimizer"].items() if k in found}
         check_like(own, state)
 
 

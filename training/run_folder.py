@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from training.checkpoint import load_checkpoint, serialize
+from training.checkpoint import UnreadableError, load_checkpoint, serialize
 from utils import RunError, make_folder, remove_leftovers, write_atomically
 
 try:
@@ -110,10 +110,17 @@ def find_latest(folders: Iterable[Path]) -> Path | None:
 
 
 def load_latest(path: Path) -> tuple[dict[str, Any], Path]:
-    """The checkpoint to resume and its path; if the one at `path` is damaged, the one before it."""
+    """The checkpoint to resume and its path; if the one at `path` is damaged, the one before it.
+
+    Raises:
+        RunError: there is none, or none is intact.
+        UnreadableError: the disk fails, and may not next time: the older one must not replace it.
+    """
     older = path.with_name(PREVIOUS)
     try:
         return load_checkpoint(path), path
+    except UnreadableError:
+        raise
     except RunError:
         if path.name != LAST or not older.exists():
             raise

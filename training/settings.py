@@ -63,7 +63,7 @@ class Settings:
 
     @property
     def train_split(self) -> str:
-        return "train" if self.eval_split == "val" else "train+val"
+        return required_splits(self.eval_split)[0]
 
     @property
     def trained_on(self) -> dict[str, str]:
@@ -84,7 +84,8 @@ class Settings:
 
 
 def required_splits(eval_split: str) -> tuple[str, ...]:
-    """The splits that a run with this `eval_split` reads; it may be "none"."""
+    """The splits that a run with this `eval_split`, which may be "none", reads: the one to train on
+    first."""
     train_split = "train" if eval_split == "val" else "train+val"
     return (train_split,) if eval_split == "none" else (train_split, eval_split)
 
