@@ -69,7 +69,7 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     if name not in ("auto", *PRECISIONS):
         raise utils.RunError(f"unknown precision {name!r}: choose one of {', '.join(PRECISIONS)}")
     if name == "fp16" and device.type != "cuda":
-        raise utils.RunError(f"precision fp16 needs a CUDA device, not {str(device)!r}")
+        raise utils.RunError("--precision fp16 needs a CUDA device; bf16 or fp32 does not")
     names = candidates(device) if name == "auto" else [name]
     attempts = [(candidate, candidate) for candidate in names]
     if device.type == "cuda":
