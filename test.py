@@ -169,7 +169,12 @@ def main(argv: list[str] | None = None) -> None:
     precision = devices.pick_precision(arguments.precision, device)
     # CUDA's default rounds fp32 to TF32.
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    with devices.refusing_lack_of_memory(device, "choose another --device"):
+        score(arguments, device, precision)
 
+
+def score(arguments: argparse.Namespace, device: torch.device, precision: torch.dtype) -> None:
+    """Classify the images, print the scores and draw the figures."""
     network, checkpoint = weights.load_network(arguments.checkpoint)
     trained, classes = checkpoint["data"], tuple(map(utils.clean, checkpoint["classes"]))
     source = weights.choose_source(arguments.data, trained)
@@ -183,8 +188,7 @@ def main(argv: list[str] | None = None) -> None:
     size, normalization = min(BATCH_SIZE, len(split)), checkpoint["normalization"]
     loader = data.Loader(split, size, **normalization, device=device, dtype=precision)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    with devices.refusing_lack_of_memory(device, "choose another --device"):
-        evaluation = engine.evaluate(network, loader, precision=precision, mirror=arguments.tta)
+    evaluation = engine.evaluate(network, loader, precision=precision, mirror=arguments.tta)
     weights.require_finite(evaluation.logits, arguments.checkpoint)
     report(evaluation, split, classes, trained, arguments.tta)
     title = describe(checkpoint, split, arguments.tta)
