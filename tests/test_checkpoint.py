@@ -227,7 +227,7 @@ def test_absurd_sizes_cost_nothing(tmp_path):
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     for name in ("tensor", "shape", "overflow", "header", "long", "many"):
         assert "is damaged" in refusal(tmp_path / f"{name}.safetensors")
-    assert time.perf_counter() - start < 10
+    assert time.perf_counter() - start < 2
     # Kilobytes; on macOS, where it counts bytes, this holds all the more.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
 

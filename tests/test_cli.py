@@ -135,7 +135,7 @@ def test_history_has_a_row_an_epoch_with_what_was_printed(run, finished):
         seconds, rate = float(row["seconds"]), float(row["images_per_second"])
         assert rate == pytest.approx(2000 / seconds)
     assert re.findall(SCORES, finished[1].stdout) == expected
-    # That of an epoch's first step: the first of 4 in the warm-up, then 16 of 36 before the end.
+    # That of an epoch's first step: the first of 4 in the warm-up, then 16 steps after it, of 36.
     rates = [0.05 / 5, 0.05 * (1 + math.cos(math.pi * 16 / 36)) / 2]
     assert [float(row["learning_rate"]) for row in rows] == pytest.approx(rates)
 

@@ -92,6 +92,24 @@ def at_step(monkeypatch, number, action):
 # ------------------------------------------------------------------------------------ exact resume
 
 
+def check_resumes(command, flags, folder):
+    """Interrupted in the middle of an epoch, in its evaluation, and after its first step, the run
+    "b" ends as the undisturbed run "a" of the same flags."""
+    assert command(*flags, "--output", folder / "a")[0] == 0
+    positions = []
+    for checks in (2, 2, 2):  # of the signals: after each step, and before each batch evaluated
+        with interrupted_after(checks):
+            assert command(*flags, "--output", folder / "b", "--resume", "auto")[0] == 143
+        saved = checkpoints.load_checkpoint(folder / "b" / run_folder.LAST)
+        positions.append((saved["epoch"], saved["training"]["batch"]))
+    assert positions == [(0, 2), (0, STEPS), (1, 1)]
+    assert command(*flags, "--output", folder / "b", "--resume", "auto")[0] == 0
+    one, other = (checkpoints.load_checkpoint(folder / run / run_folder.LAST) for run in "ab")
+    assert digest(one) == digest(other)
+    for run in "ab":
+        checkpoints.load_checkpoint(folder / run / run_folder.PREVIOUS)  # raises if it is damaged
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "model, precision, ema_decay",
@@ -106,19 +124,9 @@ def at_step(monkeypatch, number, action):
     ],
 )
 def test_resuming_is_exact_from_anywhere(command, tmp_path, model, precision, ema_decay):
-    """In the middle of an epoch, in its evaluation, and after its first step; dropout included."""
+    """Dropout, the moving average and the history included."""
     flags = [*SHORT, "--model", model, "--precision", precision, "--ema-decay", ema_decay]
-    assert command(*flags, "--output", tmp_path / "a")[0] == 0
-    positions = []
-    for checks in (2, 2, 2):  # of the signals: after each step, and before each batch evaluated
-        with interrupted_after(checks):
-            assert command(*flags, "--output", tmp_path / "b", "--resume", "auto")[0] == 143
-        saved = checkpoints.load_checkpoint(tmp_path / "b" / run_folder.LAST)
-        positions.append((saved["epoch"], saved["training"]["batch"]))
-    assert positions == [(0, 2), (0, STEPS), (1, 1)]
-    assert command(*flags, "--output", tmp_path / "b", "--resume", "auto")[0] == 0
-    one, other = (checkpoints.load_checkpoint(tmp_path / run / run_folder.LAST) for run in "ab")
-    assert digest(one) == digest(other)
+    check_resumes(command, flags, tmp_path)
     assert epochs_of(tmp_path / "b") == [1, 2]
     one, other = (
         checkpoints.load_checkpoint(tmp_path / run / "weights.safetensors") for run in "ab"
@@ -142,17 +150,7 @@ def test_resuming_is_exact_where_the_optimizer_remembers_little(
 
     if "layer" in what:
         monkeypatch.setattr(models, "build", build_with_a_layer_that_nothing_uses)
-    assert command(*flags, "--output", tmp_path / "a")[0] == 0
-    positions = []
-    for checks in (2, 2, 2):
-        with interrupted_after(checks):
-            assert command(*flags, "--output", tmp_path / "b", "--resume", "auto")[0] == 143
-        saved = checkpoints.load_checkpoint(tmp_path / "b" / run_folder.LAST)
-        positions.append((saved["epoch"], saved["training"]["batch"]))
-    assert positions == [(0, 2), (0, STEPS), (1, 1)]
-    assert command(*flags, "--output", tmp_path / "b", "--resume", "auto")[0] == 0
-    one, other = (checkpoints.load_checkpoint(tmp_path / run / run_folder.LAST) for run in "ab")
-    assert digest(one) == digest(other)
+    check_resumes(command, flags, tmp_path)
 
 
 def test_the_seed_given_decides_the_fresh_weights(command, tmp_path):
