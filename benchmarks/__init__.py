@@ -1,1 +1,1 @@
-"""The measurements behind every speed figure in the README and docs."""
+"""The measurements behind most speed figures in the README and docs."""

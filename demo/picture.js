@@ -12,7 +12,7 @@ function fail(message) {
 export async function openPicture(file) {
   const image = Object.assign(new Image(), { src: URL.createObjectURL(file) });
   await new Promise((onload, onerror) => Object.assign(image, { onload, onerror }))
-    .catch(() => fail("That is no picture that this browser can read."))
+    .catch(() => fail("This browser cannot read that picture."))
     .finally(() => URL.revokeObjectURL(image.src)); // else the page keeps the file
   if (image.naturalWidth * image.naturalHeight > MOST_PIXELS)
     fail("That picture has more than 89 million pixels: too many for this page.");

@@ -132,7 +132,7 @@ def test_what_is_no_picture_or_too_large_gets_a_sentence(page, tmp_path):
     Image.effect_noise((500, 500), 50).save(cut)
     cut.write_bytes(cut.read_bytes()[:50_000])
     Image.new("1", (12_000, 9_000)).save(huge)
-    assert page.hand_in("drop", broken) == "That is no picture that this browser can read."
+    assert page.hand_in("drop", broken) == "This browser cannot read that picture."
     assert page.hand_in("drop", cut) == "That picture is damaged."
     assert "too many" in page.hand_in("drop", huge)
 

@@ -38,7 +38,7 @@ class Recipe:
     momentum: float = setting("of sgd and muon", default=0.9, below=1)
     nesterov: bool = True  # momentum of sgd
     weight_decay: float = setting("of kernels, not of norms and biases", default=0.0)
-    muon_weight_decay: float = setting("the same, of the kernels that muon trains", default=0.0)
+    muon_weight_decay: float = setting("of the kernels that muon trains", default=0.0)
     label_smoothing: float = setting("probability spread over all classes", default=0.0, below=1)
     ema_decay: float = setting(
         "per step, of the weights' average, 0 for none", default=0.0, below=1
