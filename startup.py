@@ -16,7 +16,7 @@ def begin() -> None:
     """Let Ctrl-C end the process without a traceback until `utils.run_script` takes over, reopen
     the standard streams that the shell closed (`>&-`), and keep freed memory.
 
-    Otherwise the next file opened would become standard output, and prints would go into it.
+    Without the reopened streams, the next file opened would become standard output.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

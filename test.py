@@ -72,9 +72,7 @@ def load_split(
 def describe(checkpoint: dict[str, Any], split: data.Split, tta: bool) -> str:
     """The title of the figures."""
     trained = checkpoint["data"]
-    parts = [f"{checkpoint['model']} on CIFAR-10"]
-    if trained["source"] == "sample":
-        parts.append("trained on the built-in sample only")
+    parts = [weights.title(checkpoint["model"], trained)]
     of_sample = " of the built-in sample" if split.source == "sample" else ""
     seen = " (seen in training)" if weights.seen_in_training(trained, split) else ""
     parts.append(f"{split.name} split{of_sample}{seen}")

@@ -19,7 +19,6 @@ import models
 import utils
 from training import checkpoint as checkpoints
 from training import devices, distributed, report, run_folder, tensorboard
-from training.checkpoint_content import released
 from training.compilation import prepare
 from training.epochs import Saver, train
 from training.figures import AfterEpoch, draw, draw_augmentation, is_over
@@ -27,13 +26,18 @@ from training.flags import add_flags, compact, file, folder
 from training.interruption import Interrupted, resume_command
 from training.recipe import RECIPES, RecipeError
 from training.run import Run, build_loaders, build_run, resume, seed_dropout
-from training.settings import Options, Plan, find_data, make_plan, network_of, open_folder
+from training.settings import AUTO, Options, Plan, find_data, make_plan, network_of, open_folder
 from training.weights import add_data_dir, load_again
 
 SAMPLE_WARNING = (
     "*** NOT CIFAR-10: trained on the built-in sample of 2,000 images. The accuracy only shows that"
     " the code works. Put CIFAR-10 into data/raw, or name its folder with --data-dir. ***"
 )
+
+
+def folder_or_auto(text: str) -> Path | str:
+    """The value of --resume. "./auto" and "auto/" name a folder."""
+    return AUTO if text == AUTO else folder(text)
 
 
 def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
@@ -63,7 +67,7 @@ def parse_arguments(argv: list[str] | None) -> dict[str, Any]:
     add = group.add_argument
     add("--output", type=folder, metavar="DIR", help="folder for the run (runs/NETWORK-TIME)")
     resumed = "continue; auto: the latest in --output or of --model, else a new one"
-    add("--resume", type=folder, metavar="PATH", help=resumed)
+    add("--resume", type=folder_or_auto, metavar="PATH", help=resumed)
     start = "train these weights further, from the recipe's first epoch on"
     add("--weights", nargs=1, type=file, metavar="FILE", help=start)
     taught = "distil from these checkpoints; several share each batch"
@@ -89,13 +93,13 @@ def execute(plan: Plan, given: dict[str, Any], device: torch.device, locks: Exit
     run = build_run(settings, device, len(loader))
     prepare(run, loader, compile="compile" in given, graph="no_graph" not in given)
     seed_dropout(settings.seed, 0)
-    if plan.checkpoint is not None and plan.source is not None:
+    if plan.checkpoint is not None and plan.resumed is not None:
         # Last, because it restores the random state.
-        resume(run, plan.checkpoint, loader, plan.source)
+        resume(run, plan.checkpoint, loader, plan.resumed)
     elif settings.weights:
         run.start_from(load_again(settings.weights[0], "--weights"))
     if is_main:
-        wanted = given.get("data", "auto") if plan.resumed is None else settings.source
+        wanted = given.get("data", "auto") if plan.requested is None else settings.source
         announce(run, loader, eval_loader, output, wanted)
     board = None
     if is_main and given.get("tensorboard"):
@@ -109,7 +113,7 @@ def execute(plan: Plan, given: dict[str, Any], device: torch.device, locks: Exit
         utils.say_goodbye(f"{interrupted}: everything is saved; continue with\n{command}")
         sys.exit(interrupted.status)
     if is_main:
-        checkpoints.save_checkpoint(output / run_folder.WEIGHTS, released(run))
+        checkpoints.save_checkpoint(output / run_folder.WEIGHTS, run.released())
         draw(run, evaluation, output)
         if board is not None:
             board.close(sorted(output.glob("*.png")))
@@ -142,7 +146,7 @@ def plan_and_train(given: dict[str, Any], device: torch.device) -> None:
             folder_name = utils.clean(plan.output)
             print(f"The run in {folder_name} is complete: all {epochs} epochs are trained")
             return
-        if plan.resumed is not None:  # maybe on another machine, without the images
+        if plan.requested is not None:  # maybe on another machine, without the images
             settings = plan.settings
             distributed.broadcast(
                 find_data(settings.source, settings.eval_split, given) if is_main else None

@@ -216,27 +216,9 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The network inside the wrapper DistributedDataParallel, which prefixes the names of its
-    weights. `--compile` makes no wrapper."""
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        return model.module
-    return model
-
-
 def count_parameters(model: nn.Module) -> int:
     """Number of learned parameters; a shared tensor counts once."""
     return sum(p.numel() for p in model.parameters())
-
-
-def is_finite(model: nn.Module) -> bool:
-    """Whether all weights and buffers are finite; waits for the device once.
-
-    Checks their norm, one call for all tensors. It also overflows for weights above 1e19, which are
-    useless, too.
-    """
-    tensors = [t for t in model.state_dict().values() if t.is_floating_point()]
-    return bool(nn.utils.get_total_norm(tensors).isfinite())
 
 
 def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
@@ -251,14 +233,6 @@ def metrics_line(split: str, loss: float, correct: int, total: int) -> str:
     """One line of results; `loss` in nats per image."""
     accuracy = 100 * correct / total
     return f"{split} set: Average loss: {loss:.4f}, Accuracy: {correct}/{total} ({accuracy:.2f}%)"
-
-
-def duration(seconds: float) -> str:
-    """Hours and minutes, or seconds below one minute."""
-    if round(seconds) < 60:
-        return f"{round(seconds)} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
 
 
 def class_table(correct: list[int], total: list[int], classes: tuple[str, ...]) -> str:

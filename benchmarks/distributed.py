@@ -43,7 +43,7 @@ def rate(split: data.Split, device: torch.device, steps: int, *, communicate: bo
     """Images per second, all processes together."""
     run, loader = common.fresh_run(MODEL, RECIPES[MODEL], split, device)
     if not communicate:
-        run.model = utils.unwrap(run.model)
+        run.model = distributed.unwrap(run.model)
     batches, weights = iter(loader), loader.weights()
 
     def take(steps: int) -> None:

@@ -13,8 +13,8 @@ from data.augment import (
     mix,
     normalize,
 )
-from data.batch_files import DEFAULT_DIRECTORY, SOURCES, SPLITS, DataError, find
-from data.cifar10 import CLASSES, MEAN, STD, Split, load
+from data.batch_files import DEFAULT_DIRECTORY, SOURCES, DataError, find
+from data.cifar10 import CLASSES, MEAN, NORMALIZATION, STD, Split, load
 from data.loader import Loader
 from data.pictures import PictureError, read_picture
 
@@ -28,9 +28,9 @@ __all__ = [
     "MAX_MIXUP",
     "MAX_ROTATION",
     "MEAN",
+    "NORMALIZATION",
     "PADDING_MODES",
     "SOURCES",
-    "SPLITS",
     "STD",
     "Augmentation",
     "DataError",

@@ -183,15 +183,15 @@ def folder_with(directory: Path, split: str) -> Path:
 # ------------------------------------------------------------------------------------- verify
 
 
-def verify_pickle(path: Path, batch: str) -> None:
-    """Raises DataError if a file of the python version does not have its official MD5.
-
-    Only verified files are unpickled.
-    """
-    if path.stat().st_size > PICKLE_BYTES or md5(path.read_bytes()) != PICKLES[batch]:
+def verified_pickle(path: Path, batch: str) -> bytes:
+    """The content of a file of the python version, which is safe to unpickle: raises DataError if
+    it does not have its official MD5."""
+    content = b"" if path.stat().st_size > PICKLE_BYTES else path.read_bytes()
+    if md5(content) != PICKLES[batch]:
         raise DataError(
             f"{batch} is damaged: {path} does not have the official MD5 {PICKLES[batch]}; {REMEDY}"
         )
+    return content
 
 
 def verify_content(content: bytes, path: Path, batch: str, expected: str) -> None:

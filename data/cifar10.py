@@ -13,6 +13,7 @@ import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ CLASSES = ("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship"
 # Of the 50,000 training images' pixels in [0, 1]: red, green, blue.
 MEAN = (0.49140, 0.48216, 0.44653)
 STD = (0.24703, 0.24349, 0.26159)
+NORMALIZATION: dict[str, Any] = {"mean": list(MEAN), "std": list(STD)}  # as checkpoints keep it
 
 # A batch in the binary version: 10,000 records of a label byte and 3,072 pixel bytes (1,024 red,
 # 1,024 green, 1,024 blue, row by row).
@@ -139,9 +141,9 @@ def _read_binary(path: Path, batch: str) -> bytes:
 def _read_pickle(path: Path, batch: str) -> bytes:
     """One file of the python version, converted to the binary version's bytes. It is unpickled only
     after its checksum was verified."""
-    batch_files.verify_pickle(path, batch)
+    content = batch_files.verified_pickle(path, batch)
     try:
-        entry = _Unpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        entry = _Unpickler(io.BytesIO(content), encoding="bytes").load()
         labels = np.asarray(entry[b"labels"], np.uint8).reshape(-1, 1)
         return np.hstack([labels, entry[b"data"]]).tobytes()
     except (pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError) as error:

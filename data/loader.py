@@ -264,7 +264,8 @@ class Loader:
         return images, self._labels.index_select(0, epoch.index[part])
 
     def example(self, batch: int) -> tuple[Tensor, Tensor]:
-        """A batch like that one of any epoch: of its shapes, memory format and types."""
+        """Batch number `batch` of epoch 0, with the shapes, memory format and dtypes that it has in
+        every epoch."""
         return self._batch(self._draw(0), batch)
 
     def _batch(self, epoch: _Epoch, batch: int) -> tuple[Tensor, Tensor]:
@@ -275,9 +276,9 @@ class Loader:
         # The order is random, so an image's partner can be the one at the same distance from the
         # other end of the batch: a single process has already augmented it.
         start, size = self._span(batch)
-        mirrored = slice(2 * start + size - part.stop, 2 * start + size - part.start)
+        partners = slice(2 * start + size - part.stop, 2 * start + size - part.start)
         others, other_labels = (
-            (images, labels) if mirrored == part else self._augmented(epoch, mirrored)
+            (images, labels) if partners == part else self._augmented(epoch, partners)
         )
         share = epoch.share[part]
         return mix(images, others.flip(0), share), mix(labels, other_labels.flip(0), share)

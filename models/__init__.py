@@ -29,7 +29,7 @@ _NETWORKS = {
 
 
 class ModelError(ValueError):
-    """An unknown network, or an invalid config for it."""
+    """An unknown network, or a config with fields that it does not have."""
 
 
 def names() -> tuple[str, ...]:
@@ -44,10 +44,7 @@ def _config(name: str, values: dict[str, object]) -> Any:
     unknown = sorted(set(values) - {field.name for field in fields(config_class)})
     if unknown:
         raise ModelError(f"network {name!r} has no setting {', '.join(unknown)}")
-    try:
-        return config_class(**values)
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"network {name!r}: {error}") from error
+    return config_class(**values)
 
 
 def build(name: str, **config: object) -> nn.Module:
@@ -56,7 +53,7 @@ def build(name: str, **config: object) -> nn.Module:
     It maps normalised images (N, 3, 32, 32) to logits (N, 10).
 
     Raises:
-        ModelError: the name, a field of `config` or its value is invalid.
+        ModelError: the name or a field of `config` is unknown.
     """
     checked = _config(name, config)
     return _NETWORKS[name][0](checked)

@@ -40,7 +40,7 @@ def released(model, state_dict, **changes):
         "model": model,
         "config": models.config_dict(model),
         "state_dict": state_dict,
-        "normalization": {"mean": list(data.MEAN), "std": list(data.STD)},
+        "normalization": data.NORMALIZATION,
         "classes": list(data.CLASSES),
         "data": {"source": "sample", "train_split": "train", "eval_split": "val"},
         "epoch": 0,

@@ -14,7 +14,6 @@ from torch.utils._pytree import tree_leaves
 import data
 import models
 from training import compilation, engine, epochs
-from training.checkpoint_content import released, training_state
 from training.epochs import take_steps
 from training.interruption import Interruption
 from training.recipe import RECIPES
@@ -183,7 +182,7 @@ def test_a_resumed_training_replays_too(graphs):
     train(run, loader, 1)
     run.epoch, run.metrics, run.batch = 1, engine.RunningMetrics(CPU), 0
     run.history.append({})
-    saved = {**released(run), "training": training_state(run)}
+    saved = {**run.released(), "training": run.training_state()}
     saved = copy.deepcopy(saved)
     expected = train(run, loader, 2)
     again, loader = fresh_run("under25k")

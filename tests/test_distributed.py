@@ -97,25 +97,24 @@ def trained(*, norm, epochs):
     optimizer = build_optimizer(model, RECIPE)
     shown = loader(rank, world_size)
     scheduler = build_scheduler(optimizer, RECIPE, len(shown))
-    ema = build_ema(utils.unwrap(model), RECIPE)
+    ema = build_ema(distributed.unwrap(model), RECIPE)
+    no_scaling = torch.amp.GradScaler("cpu", enabled=False)
+    passes = engine.Passes(model, Loss(label_smoothing=0.1), no_scaling, torch.float32)
     metrics = []
     for epoch in range(epochs):
         shown.set_epoch(epoch)
         metrics.append(
             engine.train_epoch(
-                model,
+                passes,
                 shown,
-                Loss(label_smoothing=0.1),
                 optimizer,
                 scheduler,
                 ema,
-                torch.amp.GradScaler("cpu", enabled=False),
                 engine.RunningMetrics(CPU, distributed.total),
-                precision=torch.float32,
                 weights=shown.weights(),
             )
         )
-    state = utils.unwrap(model).state_dict()
+    state = distributed.unwrap(model).state_dict()
     return {"model": state, "ema": ema.module.state_dict(), "metrics": list(map(vars, metrics))}
 
 
@@ -126,6 +125,16 @@ def evaluated():
     run = Run(settings, network(norm=True), None, None, None, None, None, CPU, None)
     evaluation = epochs.evaluate(run, shown, Interruption(agree=distributed.agree_on_signal))
     return {"logits": evaluation.logits, "labels": evaluation.labels}
+
+
+def test_a_network_is_found_within_its_wrapper(tmp_path):
+    network = nn.Linear(2, 2)
+    assert distributed.unwrap(network) is network
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        assert distributed.unwrap(nn.parallel.DistributedDataParallel(network)) is network
+    finally:
+        dist.destroy_process_group()
 
 
 def test_only_statistics_are_averaged_over_the_processes():
@@ -237,7 +246,7 @@ def trained_for_one_step():
     model = distributed.wrap(network(norm=True), CPU).train()
     images, _ = next(iter(loader(distributed.rank(), distributed.world_size())))
     model(images)
-    return utils.unwrap(model).state_dict()
+    return distributed.unwrap(model).state_dict()
 
 
 def new_store():

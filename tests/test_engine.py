@@ -52,10 +52,9 @@ def train_epoch(model, batches, **changes):
     ema = changes.pop("ema", None)
     metrics = changes.pop("metrics", None) or engine.RunningMetrics(CPU)
     loss_of = changes.pop("loss_of", Loss())
-    arguments = {"precision": torch.float32, **changes}
-    return engine.train_epoch(
-        model, batches, loss_of, optimizer, scheduler, ema, NO_SCALING, metrics, **arguments
-    )
+    precision = changes.pop("precision", torch.float32)
+    passes = engine.Passes(model, loss_of, NO_SCALING, precision)
+    return engine.train_epoch(passes, batches, optimizer, scheduler, ema, metrics, **changes)
 
 
 def same_weights(model, other):

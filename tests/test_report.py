@@ -203,3 +203,9 @@ def test_a_terminal_shows_the_epoch_its_scores_and_the_time_left(trained, tmp_pa
     assert shown[-1] == "" and shown[-2].strip() == ""  # the bar is gone
     assert re.findall(r"The run ends in about \d+ s", out) and out.count("ends in about") == 1
     assert out.index("ends in about") < out.index("Epoch 1/2: ")
+
+
+def test_durations_in_words():
+    assert report.duration(29.4) == "29 s" and report.duration(59.5) == "1 min"
+    assert report.duration(89) == "1 min" and report.duration(3599) == "1 h 00 min"
+    assert report.duration(5 * 3600 + 61) == "5 h 01 min"

@@ -27,10 +27,9 @@ import utils
 from stress.life import digest, interrupted_after
 from training import checkpoint as checkpoints
 from training import distributed, engine, figures, report, run_folder, settings
-from training.checkpoint_content import released, training_state
 from training.epochs import CHECK_EVERY, Monitor
 from training.run import build_loader, build_run, resume
-from training.settings import settings_of
+from training.settings import resumed_settings
 
 ROOT = Path(train.__file__).resolve().parent
 IMAGES, STEPS = 40, 3  # of `few_images`, an epoch: batches of 16, 16 and 8
@@ -576,11 +575,11 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(command, tmp_path, undisturb
 @pytest.mark.slow
 def test_compiled_networks_are_saved_under_their_own_names(interrupted):
     checkpoint = checkpoints.load_checkpoint(interrupted)
-    run = build_run(settings_of(checkpoint, {}, interrupted), torch.device("cpu"), STEPS)
+    run = build_run(resumed_settings(checkpoint, {}, interrupted), torch.device("cpu"), STEPS)
     run.model.compile()  # which compiles nothing before it is called
     run.load(checkpoint)
     names = set(models.build("baseline").state_dict())
-    assert set(released(run)["state_dict"]) == set(training_state(run)["model"]) == names
+    assert set(run.released()["state_dict"]) == set(run.training_state()["model"]) == names
 
 
 def test_precision_that_the_device_lacks(command, interrupted, tmp_path):
@@ -594,7 +593,7 @@ def test_precision_that_the_device_lacks(command, interrupted, tmp_path):
 def test_from_a_cpu_to_a_gpu(interrupted, few_images, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.zeros(16))
     checkpoint = checkpoints.load_checkpoint(interrupted)
-    settings = settings_of(checkpoint, {}, interrupted)
+    settings = resumed_settings(checkpoint, {}, interrupted)
     cpu = torch.device("cpu")
     loader = build_loader(settings, data.load("sample", ROOT, "train"), cpu, train=True)
     run = build_run(settings, cpu, STEPS)

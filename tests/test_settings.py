@@ -13,15 +13,11 @@ from fakes import released
 
 import models
 import utils
+from train import parse_arguments
 from training import checkpoint as checkpoints
 from training.interruption import resume_command
 from training.recipe import RECIPES, named_recipe
-from training.settings import (
-    find_folder,
-    find_resumed,
-    new_settings,
-    settings_of,
-)
+from training.settings import find_folder, find_requested, new_settings, resumed_settings
 
 CPU = torch.device("cpu")
 SAMPLE = {"data": "sample"}
@@ -53,7 +49,7 @@ def test_recipes_have_names_and_flags_come_after_them():
 def test_a_resumed_run_may_be_called_by_the_name_of_its_recipe(flags):
     given = {**SAMPLE, **flags}
     settings = new_settings(given, CPU)
-    assert settings_of(checkpoint_of(settings), given, Path("last.safetensors")) == settings
+    assert resumed_settings(checkpoint_of(settings), given, Path("last.safetensors")) == settings
 
 
 @pytest.mark.parametrize(
@@ -63,7 +59,7 @@ def test_a_resumed_run_may_be_called_by_the_name_of_its_recipe(flags):
 def test_a_resumed_run_keeps_its_recipe(flags):
     settings = new_settings({**SAMPLE, "recipe": "short"}, CPU)
     with pytest.raises(utils.RunError, match="cannot change with --resume"):
-        settings_of(checkpoint_of(settings), {**SAMPLE, **flags}, Path("last.safetensors"))
+        resumed_settings(checkpoint_of(settings), {**SAMPLE, **flags}, Path("last.safetensors"))
 
 
 def test_a_run_from_before_there_were_teachers_goes_on():
@@ -71,7 +67,7 @@ def test_a_run_from_before_there_were_teachers_goes_on():
     checkpoint = checkpoint_of(settings)
     kept = checkpoint["training"]["settings"]
     del kept["teachers"], kept["recipe"]["distillation"], kept["recipe"]["temperature"]
-    assert settings_of(checkpoint, SAMPLE, Path("last.safetensors")) == settings
+    assert resumed_settings(checkpoint, SAMPLE, Path("last.safetensors")) == settings
 
 
 def test_a_run_is_resumed_by_its_folder_too(tmp_path):
@@ -79,8 +75,8 @@ def test_a_run_is_resumed_by_its_folder_too(tmp_path):
     for path in (tmp_path, tmp_path / "last.safetensors"):
         given = {"resume": path}
         assert find_folder(given) == tmp_path
-        assert find_resumed(given, tmp_path) == tmp_path / "last.safetensors"
-    assert find_folder({}) is None and find_resumed({}, None) is None
+        assert find_requested(given, tmp_path) == tmp_path / "last.safetensors"
+    assert find_folder({}) is None and find_requested({}, None) is None
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
@@ -132,9 +128,9 @@ def test_a_resumed_run_keeps_the_weights_that_it_started_from(plain):
     checkpoint = checkpoint_of(settings)
     plain.rename(plain.with_name("moved"))  # what was trained since replaced them
     for given in ({}, {"weights": [plain]}, {"weights": [plain.with_name("moved")]}):
-        assert settings_of(checkpoint, given, Path("last.safetensors")) == settings
+        assert resumed_settings(checkpoint, given, Path("last.safetensors")) == settings
     with pytest.raises(utils.RunError, match="--weights cannot change with --resume"):
-        settings_of(checkpoint, {"weights": [Path("other")]}, Path("last.safetensors"))
+        resumed_settings(checkpoint, {"weights": [Path("other")]}, Path("last.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -156,12 +152,12 @@ def test_weights_that_are_trained_further_remember_what_they_saw(
         settings = new_settings(given, CPU)
         assert settings.trained_on == {"source": sources, "train_split": split}
         assert ("built-in sample only" in settings.title) == (sources == "sample")
-        assert settings_of(checkpoint_of(settings), {}, Path("last.safetensors")) == settings
+        assert resumed_settings(checkpoint_of(settings), {}, Path("last.safetensors")) == settings
     assert ("was trained on val" in capsys.readouterr().err) == ("val" in before["train_split"])
 
 
 def test_the_latest_run_is_found_without_the_weights_that_it_started_from():
-    assert find_folder({"resume": Path("auto"), "model": "x", "weights": [Path("gone")]}) is None
+    assert find_folder({"resume": "auto", "model": "x", "weights": [Path("gone")]}) is None
 
 
 def test_weights_of_another_network_than_asked_for_are_refused(plain):
@@ -169,3 +165,11 @@ def test_weights_of_another_network_than_asked_for_are_refused(plain):
         new_settings({"data": "sample", "weights": [plain], "model": "baseline"}, CPU)
     with pytest.raises(utils.RunError, match="--weights: no checkpoint at nowhere"):
         new_settings({"data": "sample", "weights": [Path("nowhere")]}, CPU)
+
+
+@pytest.mark.parametrize(("text", "name"), [("auto", None), ("auto/", "auto"), ("./auto", "auto")])
+def test_auto_is_a_word_and_a_folder_may_have_its_name(text, name, tmp_path, monkeypatch):
+    (tmp_path / "auto").mkdir()
+    monkeypatch.chdir(tmp_path)
+    given = {**parse_arguments(["--resume", text]), "model": "no such network"}
+    assert find_folder(given) == (None if name is None else Path(name))

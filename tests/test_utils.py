@@ -259,24 +259,9 @@ def test_the_history_is_a_table(tmp_path):
 # ------------------------------------------------------------------- networks and what is said
 
 
-def test_a_network_is_found_within_its_wrapper(tmp_path):
-    network = nn.Linear(2, 2)
-    assert utils.unwrap(network) is network
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1
-    )
-    try:
-        assert utils.unwrap(nn.parallel.DistributedDataParallel(network)) is network
-    finally:
-        torch.distributed.destroy_process_group()
-
-
 def test_results_in_words():
     line = utils.metrics_line("Val", 1.23456, 3, 8)
     assert line == "Val set: Average loss: 1.2346, Accuracy: 3/8 (37.50%)"
-    assert utils.duration(29.4) == "29 s" and utils.duration(59.5) == "1 min"
-    assert utils.duration(89) == "1 min" and utils.duration(3599) == "1 h 00 min"
-    assert utils.duration(5 * 3600 + 61) == "5 h 01 min"
     table = utils.class_table([1, 0], [2, 0], ("cat", "truck"))
     assert table.splitlines() == [
         "Accuracy of cat  :  50.0 % (1/2)",

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from training.checkpoint_content import check_like, first_fault
+from training.checkpoint_content import MALFORMED, check_like, first_fault
 from utils import RunError, write_atomically
 
 VERSION = "2"  # of the content; raised by every change that this module could not read
@@ -30,10 +30,6 @@ MAX_HEADER_BYTES = 2**20  # names and shapes of the tensors, and the JSON
 MAX_TENSORS = 5_000
 
 TENSOR = "tensor"  # the only key of the JSON object that stands for a tensor; its value: the name
-DAMAGED = (
-    *(SafetensorError, OSError, ArithmeticError, AttributeError),
-    *(LookupError, RuntimeError, TypeError, ValueError),
-)
 
 
 class UnreadableError(RunError):
@@ -136,7 +132,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except OSError as error:
         raise UnreadableError(f"cannot read {path}: {error.strerror or error}") from error
-    except DAMAGED as error:
+    except (SafetensorError, *MALFORMED) as error:
         raise RunError(f"{path} is damaged or is not a checkpoint of this repository") from error
     if not metadata.keys() >= {"version", "content", "sha256"}:
         raise RunError(f"{path} is not a checkpoint of this repository")
@@ -149,7 +145,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise RunError(f"{path} is damaged: its checksum does not match; use another copy")
     try:
         content = decode(metadata["content"], tensors)
-    except DAMAGED as error:
+    except MALFORMED as error:
         raise RunError(f"{path} is damaged: its content is invalid") from error
     fault = first_fault(content)
     if fault is not None:
@@ -202,7 +198,7 @@ def rebuild(build: Callable[..., nn.Module], content: dict[str, Any], path: Path
         state = {name: _full_precision(tensor) for name, tensor in content["state_dict"].items()}
         check_like(model.state_dict(), state, "state_dict")
         model.load_state_dict(state, assign=True)
-    except DAMAGED as e:
+    except MALFORMED as e:
         reason = " ".join(str(e).split())
         raise RunError(f"{path} holds weights of another network: {reason:.200}") from e
     return model

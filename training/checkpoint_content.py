@@ -1,60 +1,23 @@
-"""What a checkpoint holds: put together from a run, and checked before the code works with it.
+"""Checks what a checkpoint holds before the code works with it.
 
-How it is written and read: checkpoint.py. How a run goes on from it: Run.load.
+Where its content comes from, and how a run continues from it: Run in run.py. How it is written and
+read: checkpoint.py.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 import data
 import utils
-from training import devices, distributed
-
-if TYPE_CHECKING:
-    from training.run import Run  # which imports this module
 
 LARGEST_LOSS = 1e15  # of an epoch in a history; a larger one counts as infinite
 MAX_CONFIG_NUMBER = 4096  # a width or depth in a network's config
 
-
-def released(run: "Run") -> dict[str, Any]:
-    """What rebuilds and describes the network, nothing of the training."""
-    settings = run.settings
-    return {
-        "model": settings.model,
-        "config": settings.config,
-        "state_dict": utils.unwrap(run.eval_model).state_dict(),
-        "normalization": {"mean": list(data.MEAN), "std": list(data.STD)},
-        "classes": list(data.CLASSES),
-        "data": {**settings.trained_on, "eval_split": settings.eval_split},
-        "epoch": run.epoch,
-        "history": run.history,
-    }
-
-
-def training_state(run: "Run") -> dict[str, Any]:
-    """All that an exact resume needs besides what is released, which has the moving average.
-
-    Several processes call it together: the metrics are sums over all of them, and each has a
-    random state of its own.
-    """
-    random, *others = distributed.gather(devices.random_state(run.device))
-    return {
-        "settings": asdict(run.settings),
-        "model": utils.unwrap(run.model).state_dict(),
-        "optimizer": run.optimizer.state_dict()["state"],
-        "step": run.scheduler.last_epoch,
-        "scaler": run.scaler.state_dict(),
-        "averaged": 0 if run.ema is None else run.ema.steps,
-        "batch": run.batch,
-        "seconds": run.seconds,
-        "metrics": run.metrics.state_dict(),
-        "random": {**random, "others": others} if others else random,
-    }
+# What malformed content raises in the code that works with it.
+MALFORMED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def first_fault(content: dict[str, Any]) -> str | None:

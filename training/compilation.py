@@ -73,7 +73,7 @@ def prepare(run: Run, loader: data.Loader, *, compile: bool = False, graph: bool
     state = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     random = devices.random_state(run.device)
     run.model.train()
-    passes = Passes(run.model, run.loss, run.scaler, run.precision)
+    passes = run.passes
     shorter = [len(loader) - 1] if loader.images % loader.batch_size else []
     batches = [loader.example(batch) for batch in (0, *shorter)]
     if compile:

@@ -130,8 +130,10 @@ def _is_first_to_fail() -> bool:
 
 def is_lost(error: RuntimeError) -> bool:
     """Whether PyTorch raised `error` because another process ended."""
-    known = (dist.DistBackendError, dist.DistNetworkError) if is_launched() else ()
-    return is_launched() and (isinstance(error, known) or any(s in str(error) for s in LOST))
+    if not is_launched():
+        return False
+    known = (dist.DistBackendError, dist.DistNetworkError)
+    return isinstance(error, known) or any(part in str(error) for part in LOST)
 
 
 @contextmanager
@@ -275,5 +277,13 @@ class DataParallel(DistributedDataParallel):
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:
-    """Wrap the network for training in several processes; utils.unwrap undoes it."""
+    """Wrap the network for training in several processes; `unwrap` undoes it."""
     return DataParallel(model, device) if dist.is_initialized() else model
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The network inside the wrapper DistributedDataParallel, which prefixes the names of its
+    weights. `--compile` makes no wrapper."""
+    if isinstance(model, DistributedDataParallel):
+        return model.module
+    return model

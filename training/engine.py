@@ -141,16 +141,13 @@ class Passes:
 
 
 def train_epoch(
-    model: nn.Module,
+    passes: Passes,
     batches: Batches,
-    loss_of: Loss,
     optimizer: Optimizer,
     scheduler: LRScheduler,
     ema: WeightAverage | None,
-    scaler: GradScaler,
     metrics: RunningMetrics,
     *,
-    precision: torch.dtype,
     recorded: Recorded | None = None,
     weights: Iterable[float] = repeat(1.0),
     after_step: Callable[[Tensor], None] = lambda loss: None,
@@ -166,14 +163,13 @@ def train_epoch(
         after_step: called after every step with the loss of the batch, a scalar on the device that
             may change with the next step.
     """
-    model.train()
-    passes = Passes(model, loss_of, scaler, precision)
+    passes.model.train()
     for (images, labels), weight in zip(batches, weights, strict=False):
         optimizer.zero_grad(set_to_none=True)
         replay = recorded.get((images.shape, labels.shape)) if recorded else None
         loss, logits = replay(images, labels) if replay else passes(images, labels, weight)
-        scaler.step(optimizer)
-        scaler.update()
+        passes.scaler.step(optimizer)
+        passes.scaler.update()
         scheduler.step()
         if ema is not None:
             ema.update()

@@ -16,7 +16,7 @@ from tqdm import tqdm
 import data
 import utils
 from training import distributed, engine, report, run_folder
-from training.checkpoint_content import LARGEST_LOSS, released, training_state
+from training.checkpoint_content import LARGEST_LOSS
 from training.interruption import Interrupted, Interruption
 from training.run import Run
 
@@ -30,10 +30,10 @@ def train(
     loader: data.Loader,
     eval_loader: data.Loader | None,
     saver: "Saver",
-    after_epoch: Callable[[], None] = lambda: None,
+    after_epoch: Callable[[], None],
 ) -> engine.Evaluation | None:
-    """Train to the last epoch; on a signal, save and raise Interrupted. Where a line cannot be
-    printed, save and raise the OSError.
+    """Train to the last epoch; on a signal, save and raise Interrupted. If printing fails (a closed
+    terminal, a full disk), save, then raise the OSError.
 
     after_epoch: called once an epoch is saved.
     """
@@ -102,15 +102,12 @@ def take_steps(
 ) -> engine.Metrics:
     """Take one step per batch with the run's network and optimizer; see engine.train_epoch."""
     return engine.train_epoch(
-        run.model,
+        run.passes,
         batches,
-        run.loss,
         run.optimizer,
         run.scheduler,
         run.ema,
-        run.scaler,
         metrics,
-        precision=run.precision,
         recorded=run.recorded,
         weights=weights,
         after_step=after_step,
@@ -122,7 +119,7 @@ def train_one_epoch(run: Run, loader: data.Loader, monitor: "Monitor") -> engine
     if run.batch == 0:
         run.begin_epoch()
     loader.set_epoch(run.epoch, run.batch)
-    with monitor:
+    with monitor.bar:
         metrics = take_steps(run, loader, run.metrics, weights=loader.weights(), after_step=monitor)
         check_finite(run, metrics.loss)
         monitor.count_time()
@@ -165,9 +162,9 @@ class Saver:
     def save(self) -> None:
         """Save now. Raises utils.RunError if that fails or the weights are no longer finite."""
         check_finite(self.run, 0.0)
-        training = {"training": training_state(self.run)}
+        training = {"training": self.run.training_state()}
         if distributed.is_main():
-            run_folder.save_latest(self.output, {**released(self.run), **training})
+            run_folder.save_latest(self.output, {**self.run.released(), **training})
             utils.write_history(self.output / "history.csv", self.run.history)
         self.saved_at = time.monotonic()
 
@@ -183,7 +180,7 @@ class Monitor:
         self,
         run: Run,
         batches: int,
-        saver: "Saver",
+        saver: Saver,
         interruption: Interruption,
         pace: report.Pace,
     ) -> None:
@@ -204,12 +201,6 @@ class Monitor:
         )
         self.clock = time.perf_counter()
 
-    def __enter__(self) -> "Monitor":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.bar.close()
-
     def __call__(self, loss: Tensor) -> None:
         self.run.batch += 1
         checked = self.run.batch % self.interval == 0 or self.run.batch == self.batches
@@ -219,7 +210,8 @@ class Monitor:
         self.pace.step(self.run.scheduler.last_epoch)
         if not self.bar.disable:
             self.show(checked)
-        # Several processes have to do these at the same step, and agreeing takes time.
+        # Several processes must stop and save at the same step. Agreeing on it takes time, so they
+        # do it only at checks.
         if checked or distributed.world_size() == 1:
             self.interruption.check()
             self.saver.save_if_due()

@@ -12,7 +12,6 @@ import plots
 import utils
 from training import checkpoint as checkpoints
 from training import engine, run_folder
-from training.checkpoint_content import released
 from training.run import Run, augmentation_of
 from training.settings import Plan, Settings
 from training.tensorboard import Board
@@ -37,8 +36,7 @@ def draw_augmentation(settings: Settings, loader: data.Loader, output: Path) -> 
     augmented = data.Loader(
         data.Split(images, labels, settings.train_split, settings.source),
         len(images),
-        mean=data.MEAN,
-        std=data.STD,
+        **data.NORMALIZATION,
         augmentation=augmentation_of(settings.recipe),
         seed=settings.seed,
         mixup_epochs=loader.mixup_epochs,
@@ -112,7 +110,7 @@ class AfterEpoch:
         self.drawing = 0.0  # seconds that the last figure took
 
     def __call__(self) -> None:
-        checkpoints.save_checkpoint(self.output / run_folder.WEIGHTS, released(self.run))
+        checkpoints.save_checkpoint(self.output / run_folder.WEIGHTS, self.run.released())
         if self.board is not None:
             self.board.add(self.run.history[-1])
         start = time.perf_counter()

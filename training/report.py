@@ -121,7 +121,7 @@ def first_lines(
 ) -> str:
     """The run's settings, one per line; `wanted`: the value of --data."""
     settings, epochs = run.settings, run.settings.recipe.epochs
-    parameters = utils.count_parameters(utils.unwrap(run.model))
+    parameters = utils.count_parameters(distributed.unwrap(run.model))
     device = f"{device_name(run.device)}, {settings.precision}"
     threads, processes = torch.get_num_threads(), distributed.world_size()
     each = f", in each of {processes} processes" if processes > 1 else ""
@@ -201,7 +201,7 @@ class Pace:
         if self.announced or self.left is None or time.perf_counter() < self.start + FORECAST_AFTER:
             return None
         self.announced = True
-        return f"The run ends in about {utils.duration(self.left)}"
+        return f"The run ends in about {duration(self.left)}"
 
 
 def epoch_line(row: dict[str, Any], epochs: int, eval_split: str, left: float | None) -> str:
@@ -216,6 +216,14 @@ def epoch_line(row: dict[str, Any], epochs: int, eval_split: str, left: float | 
     ]
     times = f"{row['seconds']:.1f} s, {row['images_per_second']:,.0f} images/s"
     if left is not None and row["epoch"] < epochs:
-        times += f", {utils.duration(left)} left"
+        times += f", {duration(left)} left"
     parts = [*scores, f"learning rate {row['learning_rate']:.4g}", times]
     return f"Epoch {row['epoch']}/{epochs}: " + "; ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Hours and minutes, or seconds below one minute."""
+    if round(seconds) < 60:
+        return f"{round(seconds)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"

@@ -1,10 +1,7 @@
-"""A training in progress: what it is made of, what changes while it goes on, how it is resumed.
-
-What is saved of it: checkpoint_content.py.
-"""
+"""A training in progress: what it is made of, what of it is saved, how it is resumed."""
 
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,7 @@ import data
 import models
 import utils
 from training import devices, distributed, engine
-from training.checkpoint_content import check_like, training_state
+from training.checkpoint_content import MALFORMED, check_like
 from training.ema import WeightAverage
 from training.loss import Loss
 from training.optimizer import build_ema, build_optimizer
@@ -58,7 +55,12 @@ class Run:
     @property
     def eval_model(self) -> nn.Module:
         """The network that is evaluated and released: the moving average, where there is one."""
-        return utils.unwrap(self.model) if self.ema is None else self.ema.module
+        return distributed.unwrap(self.model) if self.ema is None else self.ema.module
+
+    @property
+    def passes(self) -> engine.Passes:
+        """The forward and the backward pass of a batch."""
+        return engine.Passes(self.model, self.loss, self.scaler, self.precision)
 
     def learning_rate(self, steps_ago: int = 0) -> float:
         """Of the next step, or of one before it."""
@@ -68,7 +70,7 @@ class Run:
 
     def start_from(self, network: nn.Module) -> None:
         """Give the network, and its moving average, the weights of another one."""
-        for own in (utils.unwrap(self.model), self.eval_model):
+        for own in (distributed.unwrap(self.model), self.eval_model):
             own.load_state_dict(network.state_dict())
 
     def begin_epoch(self) -> None:
@@ -81,18 +83,56 @@ class Run:
         self.metrics = engine.RunningMetrics(self.device, distributed.total)
 
     def is_finite(self) -> bool:
-        """Whether no weight and no statistic is lost; read from the device once.
+        """Whether all weights and BatchNorm statistics are finite; waits for the device once.
 
-        The moving average is lost with them, and what is lost once stays lost.
+        Checks their norm, one call for all tensors. It also overflows for weights above 1e19, which
+        are useless, too. The moving average needs no check: it turns infinite or NaN with them, and
+        none of them recovers.
         """
-        return utils.is_finite(self.model)
+        tensors = [t for t in self.model.state_dict().values() if t.is_floating_point()]
+        return bool(nn.utils.get_total_norm(tensors).isfinite())
+
+    def released(self) -> dict[str, Any]:
+        """What rebuilds and describes the network, nothing of the training."""
+        settings = self.settings
+        return {
+            "model": settings.model,
+            "config": settings.config,
+            "state_dict": distributed.unwrap(self.eval_model).state_dict(),
+            "normalization": data.NORMALIZATION,
+            "classes": list(data.CLASSES),
+            "data": {**settings.trained_on, "eval_split": settings.eval_split},
+            "epoch": self.epoch,
+            "history": self.history,
+        }
+
+    def training_state(self) -> dict[str, Any]:
+        """What an exact resume needs besides `released`, whose weights are the moving average, if
+        there is one.
+
+        Several processes call it together: the metrics are sums over all of them, and each has a
+        random state of its own.
+        """
+        random, *others = distributed.gather(devices.random_state(self.device))
+        return {
+            "settings": asdict(self.settings),
+            "model": distributed.unwrap(self.model).state_dict(),
+            "optimizer": self.optimizer.state_dict()["state"],
+            "step": self.scheduler.last_epoch,
+            "scaler": self.scaler.state_dict(),
+            "averaged": 0 if self.ema is None else self.ema.steps,
+            "batch": self.batch,
+            "seconds": self.seconds,
+            "metrics": self.metrics.state_dict(),
+            "random": {**random, "others": others} if others else random,
+        }
 
     def load(self, checkpoint: dict[str, Any]) -> None:
-        """Go on where `checkpoint`, of the same settings, was saved.
+        """Continue where `checkpoint`, of the same settings, was saved.
 
-        By as many processes as saved it, exactly. By another number of them, on the same batches,
-        with what differs in the rounding of sums, in dropout and, on CPUs, in the parts that
-        BatchNorm normalises.
+        With as many processes as then, the run continues exactly. With another number it trains on
+        the same batches, but sums round differently, dropout draws other numbers and, on CPUs,
+        BatchNorm normalises other parts of each batch.
 
         Raises:
             ValueError, RuntimeError: it does not fit this run, which is then of no use.
@@ -100,7 +140,7 @@ class Run:
         state = checkpoint["training"]
         set_momentum(self.optimizer, self.settings.recipe, checkpoint["epoch"])
         self._check(state)
-        utils.unwrap(self.model).load_state_dict(state["model"])
+        distributed.unwrap(self.model).load_state_dict(state["model"])
         self.epoch, self.history = checkpoint["epoch"], checkpoint["history"]
         self._load_optimizer(state)
         self.scaler.load_state_dict(state["scaler"])
@@ -123,10 +163,10 @@ class Run:
         from the settings, and are in no file."""
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
-        for parameter, memory in self.optimizer.state.items():
-            for name, value in memory.items():  # in the weight's memory layout, as it was
+        for parameter, kept in self.optimizer.state.items():
+            for name, value in kept.items():  # in the weight's memory layout, as it was
                 if value.shape == parameter.shape:
-                    memory[name] = torch.empty_like(parameter).copy_(value)
+                    kept[name] = torch.empty_like(parameter).copy_(value)
         self.scheduler.last_epoch = state["step"]
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
@@ -138,7 +178,7 @@ class Run:
         for parameter in self.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         self.optimizer.step()
-        own = training_state(self)
+        own = self.training_state()
         own["settings"] = state["settings"]  # already checked, and the source of all else
         like = {"cpu": torch.get_rng_state()}
         own["random"] = {**like, "cuda": state["random"]["cuda"]}  # other devices, other processes
@@ -152,8 +192,8 @@ class Run:
 
 
 def seed_dropout(seed: int, step: int) -> None:
-    """Each process but the main one draws other numbers from here on. What is random besides
-    dropout has its own seeds."""
+    """Reseed the global generator in every process but the main one, so that their dropout masks
+    differ. Shuffling and augmentation have seeds of their own."""
     if not distributed.is_main():
         state = np.random.SeedSequence((distributed.rank(), step, seed))
         torch.manual_seed(int(state.generate_state(1, np.uint64)[0]))
@@ -178,8 +218,7 @@ def build_loader(
     return data.Loader(
         split,
         recipe.batch_size if train else size,
-        mean=data.MEAN,
-        std=data.STD,
+        **data.NORMALIZATION,
         augmentation=augmentation_of(recipe) if train else None,
         shuffle=train,
         seed=settings.seed,
@@ -218,7 +257,7 @@ def build_run(settings: Settings, device: torch.device, steps_per_epoch: int) ->
         model=model,
         optimizer=optimizer,
         scheduler=build_scheduler(optimizer, recipe, steps_per_epoch),
-        ema=build_ema(utils.unwrap(model), recipe),
+        ema=build_ema(distributed.unwrap(model), recipe),
         scaler=GradScaler(device.type, enabled=scaled),
         loss=Loss(recipe.label_smoothing, teacher, recipe.distillation, recipe.temperature),
         device=device,
@@ -242,7 +281,7 @@ def resume(run: Run, checkpoint: dict[str, Any], loader: data.Loader, path: Path
             raise ValueError("its learning rate is that of another step")
         if run.epoch != len(run.history):
             raise ValueError("its history is not that of its epochs")
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+    except MALFORMED as e:
         raise utils.RunError(f"{path} does not fit its own settings: {e}") from e
     lost = run.device.type == "cuda" and not checkpoint["training"]["random"]["cuda"]
     if lost and distributed.is_main():

@@ -67,24 +67,24 @@ def _check_lock(folder: Path) -> None:
     raise RunError(f"{folder} was removed while this training wrote to it: start again")
 
 
-def claim(folder: Path, resumed: Path | None, source: Path | None) -> None:
+def claim(folder: Path, requested: Path | None, resumed: Path | None) -> None:
     """Check that the locked folder is free for a new run, or holds the run to resume.
 
-    A checkpoint of another name is a copy: going on from it would replace what was trained since.
+    A checkpoint of another name is a copy: continuing from it would replace what was trained since.
 
     Args:
-        resumed: the checkpoint that the user asked for, None for a new run.
-        source: the checkpoint that was intact; it takes the place of a damaged one.
+        requested: the checkpoint that the user asked for, None for a new run.
+        resumed: the checkpoint that was intact; it takes the place of a damaged one.
 
     Raises:
         RunError: the folder holds another run.
     """
     own = [(folder / name).resolve() for name in (LAST, PREVIOUS)]
-    if resumed is None or resumed.resolve() not in own:
+    if requested is None or requested.resolve() not in own:
         if any((folder / name).exists() for name in (LAST, PREVIOUS, WEIGHTS)):
             raise RunError(f"{folder} already holds a run: resume it, or choose another --output")
-    elif source is not None and source != resumed:
-        os.replace(source, folder / LAST)
+    elif resumed is not None and resumed != requested:
+        os.replace(resumed, folder / LAST)
 
 
 def save_latest(folder: Path, content: dict[str, Any]) -> None:

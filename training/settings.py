@@ -17,10 +17,10 @@ from training import devices, run_folder
 from training.flags import check_types, flag, setting, with_flags
 from training.optimizer import build_optimizer
 from training.recipe import NAMES, Recipe, named_recipe
-from training.weights import WeightsFile, find_weights, load_for_cifar10
+from training.weights import WeightsFile, find_weights, load_for_cifar10, title
 
 RUNS = Path(__file__).resolve().parents[1] / "runs"  # where new runs have their folders
-AUTO = Path("auto")
+AUTO = "auto"  # the value of --resume that is no path
 EVAL_SPLITS = ("test", "val", "none")
 
 
@@ -78,9 +78,7 @@ class Settings:
 
     @property
     def title(self) -> str:
-        only_sample = self.trained_on["source"] == "sample"
-        sample = ", trained on the built-in sample only" if only_sample else ""
-        return f"{self.model} on CIFAR-10{sample}"
+        return title(self.model, self.trained_on)
 
 
 def required_splits(eval_split: str) -> tuple[str, ...]:
@@ -134,7 +132,7 @@ def new_settings(given: dict[str, Any], device: torch.device) -> Settings:
     )
 
 
-def settings_of(checkpoint: dict[str, Any], given: dict[str, Any], path: Path) -> Settings:
+def resumed_settings(checkpoint: dict[str, Any], given: dict[str, Any], path: Path) -> Settings:
     """The settings of an interrupted run. Raises utils.RunError if a flag contradicts them."""
     if "training" not in checkpoint:
         raise utils.RunError(
@@ -199,15 +197,15 @@ class Plan:
 
     Attributes:
         output: the folder of the run.
-        resumed: the checkpoint that the user asked to resume, None for a new run.
-        source: the checkpoint that was intact and is resumed; `checkpoint` is its content.
+        requested: the checkpoint that the user asked to resume, None for a new run.
+        resumed: the checkpoint that was intact and is resumed; `checkpoint` is its content.
         locked: whether the folder's lock is already held.
     """
 
     settings: Settings
     output: Path
+    requested: Path | None = None
     resumed: Path | None = None
-    source: Path | None = None
     checkpoint: dict[str, Any] | None = None
     locked: bool = False
 
@@ -228,7 +226,7 @@ def make_plan(given: dict[str, Any], device: torch.device, locks: ExitStack) -> 
     if folder is None or not (folder / run_folder.LOCK).exists():
         # An impossible plan is refused before a lock file is left behind.
         plan = read_plan(folder, given, device)
-        if plan.resumed is None or plan.resumed.parent != folder:
+        if plan.requested is None or plan.requested.parent != folder:
             return plan
     locks.enter_context(run_folder.locked(folder))
     return replace(read_plan(folder, given, device), locked=True)
@@ -236,15 +234,15 @@ def make_plan(given: dict[str, Any], device: torch.device, locks: ExitStack) -> 
 
 def read_plan(folder: Path | None, given: dict[str, Any], device: torch.device) -> Plan:
     """As make_plan, for this folder (None: a new one), without locking it."""
-    resumed = find_resumed(given, folder)
-    if resumed is None or folder is None:
+    requested = find_requested(given, folder)
+    if requested is None or folder is None:
         settings = new_settings(given, device)
         new = RUNS / f"{settings.model}-{datetime.now():%Y%m%d-%H%M%S}"
         return Plan(settings, folder or new)
-    checkpoint, source = run_folder.load_latest(resumed)
-    settings = settings_of(checkpoint, given, source)
-    checkpoints.rebuild(models.build, checkpoint, source)  # refuses weights of another network
-    return Plan(settings, folder, resumed, source, checkpoint)
+    checkpoint, resumed = run_folder.load_latest(requested)
+    settings = resumed_settings(checkpoint, given, resumed)
+    checkpoints.rebuild(models.build, checkpoint, resumed)  # refuses weights of another network
+    return Plan(settings, folder, requested, resumed, checkpoint)
 
 
 def find_folder(given: dict[str, Any]) -> Path | None:
@@ -259,7 +257,7 @@ def find_folder(given: dict[str, Any]) -> Path | None:
     return resume if resume.is_dir() else resume.parent
 
 
-def find_resumed(given: dict[str, Any], folder: Path | None) -> Path | None:
+def find_requested(given: dict[str, Any], folder: Path | None) -> Path | None:
     """The checkpoint to resume; None for a new run."""
     resume = given.get("resume")
     if resume == AUTO:
@@ -271,9 +269,9 @@ def open_folder(plan: Plan, locks: ExitStack) -> None:
     """Lock the run's folder, and refuse one that holds another run."""
     if not plan.locked:
         locks.enter_context(run_folder.locked(plan.output))
-    absent = plan.resumed is not None and not plan.resumed.exists()
-    run_folder.claim(plan.output, plan.resumed, plan.source)
-    if plan.source is not None and plan.source != plan.resumed:
-        older, fault = plan.source.name, "is missing" if absent else "is damaged"
-        newest = utils.clean(plan.resumed)
+    absent = plan.requested is not None and not plan.requested.exists()
+    run_folder.claim(plan.output, plan.requested, plan.resumed)
+    if plan.resumed is not None and plan.resumed != plan.requested:
+        older, fault = plan.resumed.name, "is missing" if absent else "is damaged"
+        newest = utils.clean(plan.requested)
         print(f"{newest} {fault}: continuing from {older}, the one before", file=sys.stderr)

@@ -25,7 +25,6 @@ class Board:
     """
 
     def __init__(self, run: Run, folder: Path) -> None:
-        require()
         from torch.utils.tensorboard import SummaryWriter  # takes a second, and few need it
 
         for old in folder.glob("events.out.tfevents.*"):

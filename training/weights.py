@@ -125,15 +125,22 @@ def load_for_cifar10(path: Path, flag: str) -> tuple[nn.Module, dict[str, Any]]:
         network, checkpoint = load_network(path)
     except utils.RunError as error:
         raise utils.RunError(f"{flag}: {error}") from error
-    normalization = {"mean": list(data.MEAN), "std": list(data.STD)}
-    for name, expected in (("classes", list(data.CLASSES)), ("normalization", normalization)):
-        if checkpoint[name] != expected:
+    expected = {"classes": list(data.CLASSES), "normalization": data.NORMALIZATION}
+    for name, value in expected.items():
+        if checkpoint[name] != value:
             raise utils.RunError(f"{flag}: the {name} of {path} must be those of CIFAR-10")
     return network, checkpoint
 
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def title(model: str, trained: dict[str, Any]) -> str:
+    """The first words of a figure's title: the network and, by a checkpoint's "data", whether it
+    knows the built-in sample only."""
+    only = ", trained on the built-in sample only" if trained["source"] == "sample" else ""
+    return f"{model} on CIFAR-10{only}"
 
 
 def choose_source(asked: str, trained: dict[str, Any]) -> str:
