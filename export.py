@@ -125,7 +125,7 @@ def load_images(
         utils.RunError: there are fewer than `count`.
     """
     data.find(source, directory, need=("train", "val"), download_url=download_url)
-    train, val = (data.load(source, directory, name) for name in ("train", "val"))
+    train, val = data.load_splits(source, directory, ("train", "val"))
     if count > len(train):
         raise utils.RunError(f"--calibration-images {count}: choose 1 to {len(train)}")
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))

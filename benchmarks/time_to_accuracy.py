@@ -249,7 +249,7 @@ def main(argv: list[str] | None = None) -> None:
     device, accuracy = devices.pick_device(given["device"]), given["accuracy"] / 100
     quick, recipe = given["quick"], short_recipe(changes)
     history = None if given["history"] is None else read_history(given["history"])
-    train, val = (data.load("cifar10", given["data_dir"], name) for name in ("train", "val"))
+    train, val = data.load_splits("cifar10", given["data_dir"], ("train", "val"))
     if quick:
         train, val = (common.first(split, common.QUICK_IMAGES) for split in (train, val))
     theirs = ReferenceRun(train, val, device)

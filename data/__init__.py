@@ -14,7 +14,7 @@ from data.augment import (
     normalize,
 )
 from data.batch_files import DEFAULT_DIRECTORY, SOURCES, DataError, find
-from data.cifar10 import CLASSES, MEAN, NORMALIZATION, STD, Split, load
+from data.cifar10 import CLASSES, MEAN, NORMALIZATION, STD, Split, load, load_splits
 from data.loader import Loader
 from data.pictures import PictureError, read_picture
 
@@ -40,6 +40,7 @@ __all__ = [
     "cutout",
     "find",
     "load",
+    "load_splits",
     "mix",
     "normalize",
     "read_picture",

@@ -11,6 +11,7 @@ import io
 import pickle
 import warnings
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,25 +75,32 @@ def load(source: str, directory: str | Path, split: str) -> Split:
     built-in sample: train 2,000, val 500, train+val 2,500. Raises DataError if the split is missing
     or its content is not the official one.
     """
-    batch_files.check_split(split)
+    return load_splits(source, directory, (split,))[0]
+
+
+def load_splits(source: str, directory: str | Path, splits: Sequence[str]) -> list[Split]:
+    """Several splits, each as `load` returns it. The files that they share are read once."""
+    for split in splits:
+        batch_files.check_split(split)
     if source == "sample":
-        return _load_sample(split)
+        return [_load_sample(split) for split in splits]
     if source != "cifar10":
         raise DataError(f"unknown data source {source!r}: choose cifar10 or sample")
-    batches = batch_files.batches_of(split)
-    folder = batch_files.folder_with(Path(directory), split)
-    labels = np.empty(len(batches) * BATCH_SIZE, np.int64)
-    pixels = np.empty((len(labels), PIXELS), np.uint8)
-    for i, (batch, md5) in enumerate(batches.items()):
-        part = slice(i * BATCH_SIZE, (i + 1) * BATCH_SIZE)
-        records = _read_batch(folder, batch, md5)
-        labels[part], pixels[part] = records[:, 0], records[:, 1:]
-    if split in ("train", "val"):
-        train, val = split_indices(labels)
-        chosen = train if split == "train" else val
-        labels, pixels = labels[chosen], pixels[chosen]
-    images = torch.from_numpy(pixels).view(-1, 3, SIZE, SIZE)
-    return Split(images, torch.from_numpy(labels), split, source)
+    read: dict[bool, tuple[np.ndarray, np.ndarray]] = {}  # the test batch, the training batches
+    loaded = []
+    for split in splits:
+        of_test = split == "test"
+        if of_test not in read:
+            folder = batch_files.folder_with(Path(directory), split)
+            read[of_test] = _read_batches(folder, batch_files.batches_of(split))
+        labels, pixels = read[of_test]
+        if split in ("train", "val"):
+            train, val = split_indices(labels)
+            chosen = train if split == "train" else val
+            labels, pixels = labels[chosen], pixels[chosen]
+        images = torch.from_numpy(pixels).view(-1, 3, SIZE, SIZE)
+        loaded.append(Split(images, torch.from_numpy(labels), split, source))
+    return loaded
 
 
 def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -112,6 +120,17 @@ def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 # ------------------------------------------------------------------------------ the two formats
+
+
+def _read_batches(folder: Path, batches: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (N,) and pixels (N, 3,072) of these batches, whose MD5 are the values."""
+    labels = np.empty(len(batches) * BATCH_SIZE, np.int64)
+    pixels = np.empty((len(labels), PIXELS), np.uint8)
+    for i, (batch, md5) in enumerate(batches.items()):
+        part = slice(i * BATCH_SIZE, (i + 1) * BATCH_SIZE)
+        records = _read_batch(folder, batch, md5)
+        labels[part], pixels[part] = records[:, 0], records[:, 1:]
+    return labels, pixels
 
 
 def _read_batch(folder: Path, batch: str, md5: str) -> np.ndarray:

@@ -269,7 +269,7 @@ def main(argv: list[str] | None = None) -> None:
         raise utils.RunError(f"--small has no {', '.join(sorted(unknown))}")
     if arguments.only:
         known = {name: known[name] for name in arguments.only}
-    train, val = (data.load("cifar10", arguments.data_dir, name) for name in ("train", "val"))
+    train, val = data.load_splits("cifar10", arguments.data_dir, ("train", "val"))
     if arguments.speed:
         compare_speed(known, train, device)
         return

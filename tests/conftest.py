@@ -103,7 +103,7 @@ def weights(network, tmp_path_factory):
 @pytest.fixture
 def few_images(monkeypatch):
     """Trainings in this process have 40 images."""
-    monkeypatch.setattr(data, "load", load_few)
+    monkeypatch.setattr(data, "load_splits", load_few)
 
 
 # ----------------------------------------------------------------------------------------- CIFAR-10

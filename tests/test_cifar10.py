@@ -202,10 +202,19 @@ def test_split_is_disjoint_stratified_and_stable():
 
 def test_train_and_val_are_the_parts_of_train_plus_val(fake, tmp_path):
     fake.write_binary(tmp_path)
-    parts = [data.load("cifar10", tmp_path, name) for name in ("train", "val", "train+val")]
+    parts = data.load_splits("cifar10", tmp_path, ("train", "val", "train+val"))
+    assert all(same(part, data.load("cifar10", tmp_path, part.name)) for part in parts)
     train, val, both = ({bytes(image.numpy()) for image in part.images} for part in parts)
     assert not train & val and train | val == both and len(both) == 100
     assert torch.bincount(parts[1].labels).tolist() == [2] * 10
+
+
+def test_several_splits_read_each_file_once(fake, tmp_path, monkeypatch):
+    fake.write_python(tmp_path)
+    read, opened = cifar10._read_batch, []
+    monkeypatch.setattr(cifar10, "_read_batch", lambda *a: opened.append(a[1]) or read(*a))
+    data.load_splits("cifar10", tmp_path, ("train", "val", "test"))
+    assert opened == BATCHES
 
 
 # ------------------------------------------------------------------------------ the built-in sample

@@ -153,13 +153,15 @@ def test_only_statistics_are_averaged_over_the_processes():
 
 def shortened(monkeypatch):
     """Runs of train.py on a few images, that draw nothing."""
-    load = data.load
+    load_splits = data.load_splits
 
     def first(*arguments):
-        split = load(*arguments)
-        return data.Split(split.images[:SHOWN], split.labels[:SHOWN], split.name, split.source)
+        return [
+            data.Split(split.images[:SHOWN], split.labels[:SHOWN], split.name, split.source)
+            for split in load_splits(*arguments)
+        ]
 
-    monkeypatch.setattr(data, "load", first)
+    monkeypatch.setattr(data, "load_splits", first)
     monkeypatch.setattr(report, "summary", lambda *arguments: "")
     for name in ("draw", "draw_augmentation"):
         monkeypatch.setattr(train, name, lambda *arguments: None)

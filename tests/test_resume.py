@@ -471,7 +471,7 @@ def interrupted(tmp_path_factory):
     """The checkpoint of a run that was interrupted after two steps."""
     folder = tmp_path_factory.mktemp("interrupted")
     with pytest.MonkeyPatch.context() as patch, interrupted_after(2):
-        patch.setattr(data, "load", load_few)
+        patch.setattr(data, "load_splits", load_few)
         patch.setattr(train, "draw_augmentation", lambda *arguments: None)
         patch.setattr(sys, "argv", ["train.py"])
         with pytest.raises(SystemExit):

@@ -36,7 +36,7 @@ def test_the_search_compares_speed_in_turn_and_writes_no_row(tmp_path, monkeypat
         return lambda: turns.append(bool(candidate.recipe)) or next(seconds)
 
     monkeypatch.setattr(search, "timer", timer)
-    monkeypatch.setattr(data, "load", lambda *arguments: None)
+    monkeypatch.setattr(data, "load_splits", lambda *arguments: (None, None))
     search.main(["--speed", "--only", "full", "sgd", "--output", str(table)])
     _, full, sgd = capsys.readouterr().out.splitlines()
     assert full.split()[1:5] == ["full", "64", "60", "68"]

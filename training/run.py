@@ -22,7 +22,7 @@ from training.loss import Loss
 from training.optimizer import build_ema, build_optimizer
 from training.recipe import Recipe
 from training.schedule import begin_epoch, build_scheduler, set_momentum
-from training.settings import Settings
+from training.settings import Settings, required_splits
 from training.teacher import load_teacher
 
 EVALUATION_BATCH = 500  # images, of each process
@@ -235,12 +235,12 @@ def build_loaders(
     settings: Settings, directory: Path, device: torch.device
 ) -> tuple[data.Loader, data.Loader | None]:
     """The training loader and the evaluation loader (None where no split is evaluated)."""
-    split = data.load(settings.source, directory, settings.train_split)
-    train = build_loader(settings, split, device, train=True)
-    if settings.eval_split == "none":
-        return train, None
-    split = data.load(settings.source, directory, settings.eval_split)
-    return train, build_loader(settings, split, device, train=False)
+    splits = required_splits(settings.eval_split)
+    train, *scored = data.load_splits(settings.source, directory, splits)
+    loader = build_loader(settings, train, device, train=True)
+    if not scored:
+        return loader, None
+    return loader, build_loader(settings, scored[0], device, train=False)
 
 
 def build_run(settings: Settings, device: torch.device, steps_per_epoch: int) -> Run:
