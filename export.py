@@ -29,7 +29,7 @@ import utils
 from models.mirror import untied
 from training import engine, onnx_files, weights
 from training.flags import Setting, add_flag, folder
-from training.onnx_files import INPUT, OPSET, OUTPUT, PixelClassifier
+from training.onnx_files import INPUT, MAPS, OPSET, OUTPUT, PixelClassifier
 
 CALIBRATION = Setting("training images that calibrate int8", at_least=1, at_most=45_000)
 BATCH_SIZE = 100
@@ -184,7 +184,8 @@ def main(argv: list[str] | None = None) -> None:
         path = output / (arguments.checkpoint.stem + suffix)
         utils.write_atomically(path, content)
         written = utils.clean(path)
-        print(f"Wrote {written} (opset {OPSET}, input {INPUT}, output {OUTPUT})")
+        outputs = f"outputs {OUTPUT} and {MAPS}" if arguments.maps else f"output {OUTPUT}"
+        print(f"Wrote {written} (opset {OPSET}, input {INPUT}, {outputs})")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def _load(name: str, pretrained: bool, config: dict[str, object]) -> torch.nn.Mo
         raise ValueError(f"no released weights at {path}: load with pretrained=False")
     with safetensors.safe_open(path, "pt") as file:
         checkpoint = json.loads(file.metadata()["content"])
-        names = [name for name in file.keys() if name.startswith("state_dict/")]  # noqa: SIM118
+        names = [name for name in file.keys() if name.startswith("state_dict/")]
         weights = {name.removeprefix("state_dict/"): file.get_tensor(name) for name in names}
     network = _models.build(checkpoint["model"], **checkpoint["config"])
     network.load_state_dict(weights)

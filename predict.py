@@ -18,7 +18,7 @@ if __name__ == "__main__":
     startup.begin()
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import data
 import models
@@ -26,6 +26,7 @@ import plots
 import utils
 from training import weights
 from training.flags import Setting, add_flag, file
+from training.onnx_files import PixelClassifier
 
 TOP = Setting("classes per picture", at_least=1, at_most=len(data.CLASSES))
 BATCH_SIZE = 100
@@ -115,15 +116,6 @@ def read_batches(
             yield read, torch.stack(images)
 
 
-@torch.inference_mode()
-def classify(
-    network: nn.Module, images: Tensor, mean: Sequence[float], std: Sequence[float]
-) -> Tensor:
-    """uint8 images (N, 3, 32, 32) -> the probability of each class, (N, K)."""
-    means, stds = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
-    return network(data.normalize(images, means, stds, torch.float32)).softmax(1)
-
-
 def likeliest(probabilities: Tensor, classes: Sequence[str], count: int) -> Prediction:
     """The `count` likeliest classes of one picture, the likeliest first; probabilities (K,)."""
     values, indices = probabilities.topk(count)
@@ -149,10 +141,12 @@ def main(argv: list[str] | None = None) -> None:
         print(SAMPLE_WARNING, file=sys.stderr)
     widths = max(len(utils.clean(path)) for path in paths), max(map(len, classes))
     normalization = checkpoint["normalization"]
+    classifier = PixelClassifier(network, **normalization)
     padding = normalization["mean"] if arguments.whole else None  # becomes zeros
     shown: list[tuple[Tensor, str, Prediction]] = []
     for read, images in read_batches(paths, padding):
-        probabilities = classify(network, images, **normalization)
+        with torch.inference_mode():
+            probabilities = classifier(images).softmax(1)
         weights.require_finite(probabilities, arguments.checkpoint)
         for path, image, row in zip(read, images, probabilities, strict=True):
             prediction = likeliest(row, classes, arguments.top)

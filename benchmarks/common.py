@@ -28,6 +28,7 @@ from training.run import Run, build_loader, build_run
 from training.settings import Settings
 
 K = TypeVar("K")
+V = TypeVar("V")
 ROOT = Path(__file__).resolve().parents[1]
 WARM_UP = 2  # batches before the clock starts
 QUICK_IMAGES = 1500
@@ -65,15 +66,18 @@ def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(ours, theirs, strict=True)]
 
 
-def parser(description: str, output: str, repetitions: int) -> utils.ArgumentParser:
-    """The flags that every benchmark has."""
+def parser(
+    description: str, output: str, repetitions: int, *, device: str | None = "auto"
+) -> utils.ArgumentParser:
+    """The flags that every benchmark has; --device, with this default, unless that is None."""
     result = utils.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = result.add_argument
     directory = data.DEFAULT_DIRECTORY
     add("--data-dir", type=Path, default=directory, metavar="DIR", help="CIFAR-10 (data/raw)")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (auto)")
+    if device is not None:
+        add("--device", default=device, help=f"auto, cpu, cuda, cuda:1, mps ({device})")
     add("--output", type=Path, default=ROOT / output, metavar="FILE", help=f"JSON ({output})")
     add_flag(result, "repetitions", Setting("of each measurement", at_least=1), repetitions)
     add("--quick", action="store_true", help="see that all of it runs; its figures mean nothing")
@@ -199,14 +203,28 @@ def images_per_second(
     return images / (time.perf_counter() - start)
 
 
-def alternate(
-    measurements: Mapping[K, Callable[[], float]], repetitions: int
-) -> dict[K, list[float]]:
+def training_speed(
+    run: Run,
+    loader: data.Loader,
+    *,
+    seconds: float,
+    after_step: Callable[[Tensor], None] = lambda loss: None,
+) -> float:
+    """Images per second that `run` trains on, epoch after epoch of `loader`."""
+    return images_per_second(
+        lambda batches: train(run, batches, after_step).total,
+        endless(loader),
+        seconds=seconds,
+        device=run.device,
+    )
+
+
+def alternate(measurements: Mapping[K, Callable[[], V]], repetitions: int) -> dict[K, list[V]]:
     """Take all measurements in turn, `repetitions` times; returns each one's values.
 
     Every other round runs backwards, so that a machine that slowly changes favours none.
     """
-    values: dict[K, list[float]] = {name: [] for name in measurements}
+    values: dict[K, list[V]] = {name: [] for name in measurements}
     for repetition in range(repetitions):
         names = list(measurements)
         for name in names[::-1] if repetition % 2 else names:
@@ -222,7 +240,6 @@ def machine(device: torch.device) -> dict[str, Any]:
         "processor": processor(),
         "cores": cores,
         "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": devices.precision_name(devices.pick_precision("auto", device)),
         "preloaded": [Path(library).name for library in preloaded],

@@ -87,8 +87,9 @@ def start(args: argparse.Namespace, processes: int, *, silent: bool = False) -> 
         text=True,
     )
     if process.returncode != 0:
-        lines = [line for line in process.stderr.splitlines() if "error: " in line]
-        raise utils.RunError(f"{processes} processes failed: {lines[:1] or process.stderr[-300:]}")
+        errors = (line for line in process.stderr.splitlines() if "error: " in line)
+        reason = next(errors, process.stderr[-300:])
+        raise utils.RunError(f"with --processes {processes}: {reason}")
     return json.loads(process.stdout.splitlines()[-1])["rate"]
 
 
@@ -113,8 +114,7 @@ def measure(args: argparse.Namespace) -> list[Row]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = common.parser(__doc__, "runs/distributed.json", 5)
-    parser.set_defaults(device="cpu")
+    parser = common.parser(__doc__, "runs/distributed.json", 5, device="cpu")
     add = parser.add_argument
     add_flag(parser, "processes", Setting("that share each batch", at_least=1), 2)
     add("--work", action="store_true", help=argparse.SUPPRESS)

@@ -12,7 +12,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 from unittest import mock
 
@@ -220,6 +219,5 @@ def watched_steps(settings: Settings, count: int = 3) -> list[Step]:
             steps.append(watch.step)
             watch.step = Step()
 
-        batches = iter(next_batch, None)
-        take_steps(run, islice(batches, count), metrics, after_step=after_step)
+        take_steps(run, iter(next_batch, None), metrics, after_step=after_step)
     return steps

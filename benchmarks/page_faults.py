@@ -7,12 +7,14 @@ one of them with KEEP_MEMORY=0. Prints seconds, processor time and page faults p
 peak resident memory.
 """
 
+import functools
 import json
 import os
 import resource
 import statistics
 import sys
 import time
+from itertools import islice, pairwise
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also when run as a file
@@ -50,28 +52,30 @@ def print_measures(directory: Path, *, quick: bool) -> None:
     split = common.training_images(directory, "train+val", quick=quick)
     name = models.names()[0]
     run, loader = common.fresh_run(name, RECIPES[name], split, device)
-    batches = iter(common.endless(loader))
+    batches = common.endless(loader)
     warm_up, steps = (1, 2) if quick else (WARM_UP, STEPS)
-    common.train(run, [next(batches) for _ in range(warm_up)])
+    common.train(run, islice(batches, warm_up))
     ends: list[float] = [time.perf_counter()]
     before = resource.getrusage(resource.RUSAGE_SELF)
-    some = (next(batches) for _ in range(steps))
-    common.train(run, some, lambda loss: ends.append(time.perf_counter()))
+    common.train(run, islice(batches, steps), lambda loss: ends.append(time.perf_counter()))
     after = resource.getrusage(resource.RUSAGE_SELF)
-    step = statistics.median(b - a for a, b in zip(ends, ends[1:], strict=False))
+    step = statistics.median(end - start for start, end in pairwise(ends))
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     faults = (after.ru_minflt - before.ru_minflt) / steps
     peak = after.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
     print(json.dumps([step, processor / steps, faults, peak]))
 
 
+def measure_child(command: list[str], kept: str) -> list[float]:
+    """The values of MEASURES that a process prints; `kept` is its KEEP_MEMORY."""
+    os.environ[startup.KEEP_MEMORY] = kept
+    return json.loads(processes.run_child(command).splitlines()[-1])
+
+
 def measure_pairs(directory: Path, repetitions: int, quick: bool) -> list[Row]:
     command = ["-c", CHILD, str(directory.resolve()), "quick" if quick else "long"]
-    values: dict[str, list[list[float]]] = {"1": [], "0": []}
-    for repetition in range(repetitions):
-        for kept in ("1", "0") if repetition % 2 else ("0", "1"):
-            os.environ[startup.KEEP_MEMORY] = kept
-            values[kept].append(json.loads(processes.run_child(command).splitlines()[-1]))
+    measurements = {kept: functools.partial(measure_child, command, kept) for kept in ("0", "1")}
+    values = common.alternate(measurements, repetitions)
     rows = []
     for index, (measure, unit) in enumerate(MEASURES.items()):
         ours, theirs = ([measures[index] for measures in values[kept]] for kept in ("1", "0"))
@@ -84,7 +88,7 @@ def measure_pairs(directory: Path, repetitions: int, quick: bool) -> list[Row]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = common.parser(__doc__, "runs/page_faults.json", 5)
+    parser = common.parser(__doc__, "runs/page_faults.json", 5, device=None)
     args = parser.parse_args(argv)
     rows = measure_pairs(args.data_dir, 1 if args.quick else args.repetitions, args.quick)
     common.report(rows, args.output, devices.pick_device("cpu"), quick=args.quick)

@@ -8,6 +8,10 @@ from benchmarks import common
 
 # Runs train.py with the given arguments and exits after the first training step.
 FIRST_STEP = """
+import startup
+
+startup.begin()
+
 import os, sys
 import train
 from training import engine

@@ -28,6 +28,7 @@ from benchmarks import common
 from benchmarks.common import Row
 from training import devices
 from training.recipe import RECIPES
+from training.report import device_name
 
 MODEL = models.names()[0]
 IMAGES = (2_000, 6_000, 16_000, 50_000)
@@ -56,12 +57,7 @@ def time_steps(
     try:
         recipe = replace(RECIPES[MODEL], batch_size=batch_size)
         run, loader = common.fresh_run(MODEL, recipe, split, device)
-        rate = common.images_per_second(
-            lambda batches: common.train(run, batches).total,
-            common.endless(loader),
-            seconds=seconds,
-            device=device,
-        )
+        rate = common.training_speed(run, loader, seconds=seconds)
     finally:
         torch.set_num_threads(before)
     return len(split) / rate
@@ -118,7 +114,8 @@ def main(argv: list[str] | None = None) -> None:
     measured = sweeps(split, device, seconds=0.01 if args.quick else SECONDS)
     rows = measure(measured, 1 if args.quick else args.repetitions)
     common.report(rows, args.output, device, quick=args.quick)
-    title = f"Seconds an epoch of {MODEL} on {common.machine(device)['processor']}"
+    size = utils.count_parameters(models.build(MODEL))
+    title = f"Seconds per epoch of {MODEL} ({size:,} parameters) on {device_name(device)}"
     if args.figure is not None or not args.quick:
         draw(rows, args.figure or common.ROOT / figure, title=title)
 

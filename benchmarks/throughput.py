@@ -9,7 +9,8 @@ takes several measurements in turn and prints medians, ranges and ratios of
   inference  images/s of our networks and of a ResNet-20, at batch 1 and 500
   memory     peak resident memory of train.py over one epoch of 50,000 images
   start      from starting train.py to its first step, data on disk
-On an accelerator the shares are taken with a wait after each part, so that parts do not overlap.
+On an accelerator the shares are those of a step without its CUDA graph, with a wait after each
+part, so that parts do not overlap.
 """
 
 import functools
@@ -38,6 +39,7 @@ from benchmarks.processes import FIRST_STEP, PEAK_MEMORY, run_child
 from benchmarks.resnet20 import ResNet20
 from benchmarks.shares import SHARES, progress, record_parts, recorded, shares_of_a_step
 from training import devices, engine
+from training.epochs import CHECK_EVERY
 from training.recipe import RECIPES
 
 TRAINED = (models.names()[0], reference.MODEL)
@@ -62,8 +64,12 @@ class Conditions:
     def images_per_second(
         self, work: Callable[[Iterable[Any]], int], batches: Iterable[Any], seconds: float
     ) -> float:
-        seconds = 0.01 if self.quick else seconds
+        seconds = self.seconds(seconds)
         return common.images_per_second(work, batches, seconds=seconds, device=self.device)
+
+    def seconds(self, long: float) -> float:
+        """How long to measure something that should be measured for `long` seconds."""
+        return 0.01 if self.quick else long
 
 
 @dataclass(frozen=True)
@@ -141,11 +147,8 @@ def training_rows(name: str, conditions: Conditions) -> list[Row]:
     after_step = progress(run)
 
     def ours_a_second() -> float:
-        return conditions.images_per_second(
-            lambda batches: common.train(run, batches, after_step).total,
-            common.endless(loader),
-            5,
-        )
+        seconds = conditions.seconds(5)
+        return common.training_speed(run, loader, seconds=seconds, after_step=after_step)
 
     def theirs_a_second() -> float:
         return conditions.images_per_second(
@@ -168,7 +171,8 @@ def training_rows(name: str, conditions: Conditions) -> list[Row]:
 
 def measure_shares(conditions: Conditions) -> list[Row]:
     device, rows = conditions.device, []
-    steps = 3 if conditions.quick else PROFILED_STEPS
+    # At least as many as from one check of the loss to the next.
+    steps = 3 if conditions.quick else max(PROFILED_STEPS, CHECK_EVERY[device.type])
     for name in TRAINED:
         run, loader = common.fresh_run(name, RECIPES[name], conditions.split, device)
         record_parts(run, functools.partial(recorded, device=device))
@@ -204,7 +208,13 @@ def measure_inference(conditions: Conditions) -> list[Row]:
                 conditions.images_per_second, functools.partial(work, model), repeat(batch), 1
             )
     values = common.alternate(measurements, conditions.repetitions)
-    return [Row("inference", name, rates, "images/s") for name, rates in values.items()]
+    rows = [Row("inference", name, rates, "images/s") for name, rates in values.items()]
+    for name, rates in values.items():
+        network, size_of_batch = name.split(", ")
+        if network != "ResNet-20":
+            times = common.ratios(rates, values[f"ResNet-20, {size_of_batch}"])
+            rows.append(Row("inference", f"{network} / ResNet-20, {size_of_batch}", times, "x"))
+    return rows
 
 
 def train_arguments(conditions: Conditions, eval_split: str, output: str) -> list[str]:
@@ -245,7 +255,7 @@ def measure_start(conditions: Conditions) -> list[Row]:
             seconds.append(time.perf_counter() - start)
         if not printed.endswith("first step\n"):
             raise utils.RunError("train.py no longer trains through engine.train_epoch")
-    return [Row("start", "from import to the first training step", seconds, "s", at_most=4)]
+    return [Row("start", "from the start of train.py to its first step", seconds, "s", at_most=4)]
 
 
 PARTS = {

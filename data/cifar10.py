@@ -86,7 +86,7 @@ def load_splits(source: str, directory: str | Path, splits: Sequence[str]) -> li
         return [_load_sample(split) for split in splits]
     if source != "cifar10":
         raise DataError(f"unknown data source {source!r}: choose cifar10 or sample")
-    read: dict[bool, tuple[np.ndarray, np.ndarray]] = {}  # the test batch, the training batches
+    read: dict[bool, tuple[np.ndarray, np.ndarray]] = {}  # by whether it is the test batch
     loaded = []
     for split in splits:
         of_test = split == "test"

@@ -34,9 +34,10 @@ function drawMap({ data, dims }, k) {
 function drawPicture(square, { data, dims }) {
   const [side, plane] = [dims[3], dims[3] ** 2];
   paint($("seen"), side, (i) => [data[i], data[i + plane], data[i + 2 * plane], 255]);
-  const [width, height] = [Math.min(square.width, 512), Math.min(square.width, 512)];
-  Object.assign($("looked"), { width, height, className: width < 128 ? "pixels" : "" });
-  $("looked").getContext("2d").drawImage(square, 0, 0, width, height);
+  const size = Math.min(square.width, 512);
+  const className = size < 128 ? "pixels" : "";
+  Object.assign($("looked"), { width: size, height: size, className });
+  $("looked").getContext("2d").drawImage(square, 0, 0, size, size);
 }
 
 // One button per class, the likeliest first, which shows the map of its class.

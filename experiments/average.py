@@ -3,8 +3,8 @@
     python experiments/average.py FILE FILE --output averaged.safetensors
 
 For trainings that went on from the same weights with --weights and differ in seed or recipe: their
-mean is often better than each of them (Wortsman et al. 2022, arXiv:2203.05482). Score it with
-test.py: its history is that of the first file.
+mean is often better than each of them (Wortsman et al. 2022, arXiv:2203.05482). Score the new
+checkpoint with test.py; the history in it is that of the first file.
 """
 
 import argparse

@@ -19,13 +19,12 @@ import csv
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also when run as a file
 
@@ -38,10 +37,10 @@ from benchmarks import common
 from training import devices, engine
 from training.flags import Setting, add_flag
 from training.recipe import Recipe, RecipeError, named_recipe
+from training.report import IMAGE_SIZE
 from training.run import build_loader
 
 TABLE = Path(__file__).resolve().with_name("search.csv")
-IMAGE_SIZE = (3, 32, 32)
 TIMED_SECONDS = 4
 REPETITIONS = 5
 MAX_MINUTES = 1e6
@@ -132,16 +131,7 @@ def timer(candidate: Candidate, images: data.Split, device: torch.device) -> Cal
     """A function that trains for a few seconds and returns the seconds that an epoch takes."""
     recipe = recipe_of(candidate, 1)
     run, loader = common.fresh_run(candidate.model, recipe, images, device, **candidate.config)
-
-    def train(batches: Iterable[tuple[Tensor, Tensor]]) -> int:
-        return common.train(run, batches).total
-
-    def seconds_per_epoch() -> float:
-        return loader.images / common.images_per_second(
-            train, common.endless(loader), seconds=TIMED_SECONDS, device=device
-        )
-
-    return seconds_per_epoch
+    return lambda: loader.images / common.training_speed(run, loader, seconds=TIMED_SECONDS)
 
 
 def epochs_within(
@@ -241,7 +231,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     budget = parser.add_mutually_exclusive_group(required=True)
-    budget.add_argument("--speed", action="store_true", help="compare the seconds an epoch")
+    budget.add_argument("--speed", action="store_true", help="compare the seconds per epoch")
     budget.add_argument("--figure", type=Path, metavar="FILE", help="draw the ablation, as a PNG")
     minutes = Setting("of training a candidate", at_most=MAX_MINUTES)
     add_flag(budget, "minutes", minutes, None, float)

@@ -147,8 +147,7 @@ def mistakes(
 ) -> None:
     """Draw the MAX_MISTAKES most confident mistakes, the most confident first.
 
-    images: uint8 (N, 3, H, W), of a complete split or of its mistakes only; correctly classified
-        images are skipped.
+    images: uint8 (N, 3, H, W); those that were classified correctly are skipped.
     true, predicted: (N,) class indices.
     confidence: (N,) probabilities of the predicted class.
     """

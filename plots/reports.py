@@ -227,7 +227,7 @@ def scaling(
             if quantity in _PROPORTIONAL:
                 power, through = _PROPORTIONAL[quantity]
                 ideal = seconds[through] * (x / x[through]) ** power
-                axes.plot(x, ideal, color=GREY, linestyle="--", label="in proportion")
+                axes.plot(x, ideal, color=GREY, linestyle="--", label="ideal scaling")
             axes.plot(x, seconds, color=BLUE, marker="o", markersize=5, label="measured")
             axes.set_xscale("log")
             axes.set_yscale("log")
@@ -236,7 +236,7 @@ def scaling(
             axes.set_xlabel(quantity)
             legend.update(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
         label_logarithmic(panels[0].yaxis, log_ticks(*panels[0].get_ylim()))
-        panels[0].set_ylabel("seconds an epoch")
+        panels[0].set_ylabel("seconds per epoch")
         figure.legend(
             list(legend.values()), list(legend), loc="outside lower center", ncols=2, frameon=False
         )

@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
         memory, files, step = train(arguments.steps // EPOCH, Path(folder))
     print(
         f"memory {memory.first:.1f} -> {memory.last:.1f} MB, open files {files.first:g} ->"
-        f" {files.last:g}, {step.first:.2f} -> {step.last:.2f} ms a step"
+        f" {files.last:g}, {step.first:.2f} -> {step.last:.2f} ms per step"
     )
     flat = memory.last - memory.first <= MEGABYTES and files.last <= files.first
     slower = step.last > SLOWER * step.first and arguments.steps >= TIMED

@@ -3,10 +3,11 @@
     python -m stress.inputs
 
 Each case runs a command in its own process, forked from one that has imported everything. It must
-exit with 0, with 2 and one line on standard error, or by a signal. It may use 2 s of processor time
-and 300 MB on top of the imports. It must print no control characters and only valid JSON, run no
-foreign code or program, and touch no network and no files but its own. A damaged file must be
-refused or give the same output as the intact one. `--only N` repeats one case. Needs Linux.
+exit with 0, with 2 and one line on standard error, or with 143, as after SIGTERM: trainings are
+interrupted at their third step. It may use 2 s of processor time and 300 MB on top of the imports.
+It must print no control characters, and with --json only valid JSON. It must run no foreign code or
+program, and touch no network and no files but its own. A damaged file must be refused or give the
+same output as the intact one. `--only N` repeats one case. Needs Linux.
 """
 
 import ctypes

@@ -48,8 +48,9 @@ class Tally:
 
     def __str__(self) -> str:
         return (
-            f"{self.kills - self.lost} of {self.kills} kills survived, {self.half_written} with a"
-            f" half-written file; {self.equal} of {self.finished} runs ended as the undisturbed one"
+            f"{self.kills - self.lost} of {self.kills} kills lost nothing,"
+            f" {self.half_written} with a half-written file;"
+            f" {self.equal} of {self.finished} runs ended as the undisturbed one"
         )
 
 

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.sharedctypes import RawArray, RawValue
 from pathlib import Path
@@ -150,7 +150,7 @@ def blank(*arguments: object, **options: object) -> None:
     save(Blank(), next(path for path in arguments if isinstance(path, Path)))  # type: ignore
 
 
-load = functools.cache(data.load)
+load_splits = functools.cache(data.load_splits)
 
 
 def get_ready() -> None:
@@ -160,14 +160,19 @@ def get_ready() -> None:
     tqdm.monitor_interval = 0
     # Its own lock is shared with children, and one may die holding it.
     tqdm.set_lock(threading.RLock())
-    for split in ("train", "val"):
-        load("sample", data.DEFAULT_DIRECTORY, split)
+    load_splits("sample", data.DEFAULT_DIRECTORY, ("train", "val"))
     safetensors.torch.save({"imports": torch.zeros(1)})  # numpy's parts, at the first save
 
 
 def hurry(images: int) -> None:
     """Have this process train and evaluate on a few images, and skip figures, summary and git."""
-    data.load = lambda *arguments: common.first(load(*arguments), images)
+
+    def first_images(source: str, directory: str | Path, splits: Sequence[str]) -> list[data.Split]:
+        loaded = load_splits(source, directory, tuple(splits))
+        return [common.first(split, images) for split in loaded]
+
+    data.load_splits = first_images
+    data.load = lambda source, directory, split: first_images(source, directory, (split,))[0]
     for figure in ("augmentation", "class_accuracy", "confusion_matrix", "validation"):
         setattr(plots, figure, blank)
     figures.MAX_DRAWING = 1e9  # always draw, so that two runs make the same calls

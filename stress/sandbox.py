@@ -78,6 +78,7 @@ def write_checkpoints(here: Path) -> None:
         with suppress(SystemExit), life.interrupted_after(4):  # in its second epoch
             runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
         content = checkpoints.load_checkpoint(here / "run" / "last.safetensors")
+        assert len(content["history"]) == 1
         for row in (*content["history"], content["training"]):  # the same each time
             row |= {name: 1.0 for name in ("seconds", "images_per_second") if name in row}
         released = {key: value for key, value in content.items() if key != "training"}
@@ -100,7 +101,6 @@ def hurry() -> None:
     tqdm.monitor_interval = 0  # no thread, for this process forks
     Image.init()
     life.hurry(IMAGES)
-    data.load = cache(data.load)
     vars(plots).update(dict.fromkeys((*FIGURES, "explanations"), life.blank))
     figures.draw_augmentation = lambda *arguments: None
     devices.why_not = cache(devices.why_not)
@@ -215,7 +215,7 @@ class Box:
         tempfile.tempdir, settings.RUNS = str(folder), folder / "in" / "runs"
         data.DEFAULT_DIRECTORY = folder / "in" / "raw"
         if case.kind == "sample":
-            data.load.cache_clear()  # type: ignore[attr-defined]
+            life.load_splits.cache_clear()
             cifar10.SAMPLE_DIRECTORY = folder / "in" / "sample"
         vars(plots).update(REAL if drawn else {})
         self.held = life.interrupted_after(3)  # a reference, or it ends here

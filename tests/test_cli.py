@@ -282,7 +282,7 @@ def test_summary_prints_and_stops(program, tmp_path, monkeypatch):
         parameters = utils.count_parameters(models.build(name))
         assert (status, err) == (0, "")
         assert f"Parameters: {parameters:,}\n" in out
-        assert re.search(r"Multiply-accumulates an image: [\d.]+ million", out)
+        assert re.search(r"Multiply-accumulates per image: [\d.]+ million", out)
         assert "Epoch" not in out
     assert list(tmp_path.iterdir()) == []
 

@@ -459,7 +459,7 @@ def test_scaling_draws_each_quantity_against_exact_proportion(tmp_path, figures)
     np.testing.assert_allclose(ideal, [61 * n / 50_000 for n, _ in SCALING["images"]])
     np.testing.assert_allclose(threads.get_lines()[0].get_ydata(), [101, 50.5])
     assert len(batch_size.get_lines()) == 1
-    assert images.get_ylabel() == "seconds an epoch"
+    assert images.get_ylabel() == "seconds per epoch"
     assert "2k 6k 16k 50k" in words(figures[0])
 
 

@@ -595,7 +595,7 @@ def test_from_a_cpu_to_a_gpu(interrupted, few_images, monkeypatch, capsys):
     checkpoint = checkpoints.load_checkpoint(interrupted)
     settings = resumed_settings(checkpoint, {}, interrupted)
     cpu = torch.device("cpu")
-    loader = build_loader(settings, data.load("sample", ROOT, "train"), cpu, train=True)
+    loader = build_loader(settings, *data.load_splits("sample", ROOT, ("train",)), cpu, train=True)
     run = build_run(settings, cpu, STEPS)
     run.device = torch.device("cuda")
     checkpoint["training"]["step"] += 1

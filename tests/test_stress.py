@@ -24,7 +24,7 @@ def tool(name, *flags):
         ("kill --kills 20", "seed 0: passed"),
         ("disk --every 40", "Every run went on to the files of the undisturbed one"),
         ("histories --histories 5", "histories lost nothing"),
-        ("endurance --steps 2000", "ms a step"),
+        ("endurance --steps 2000", "ms per step"),
     ],
 )
 def test_nothing_is_lost(command, found):

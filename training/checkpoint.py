@@ -129,7 +129,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         with safe_open(path, "pt") as file:  # checks sizes and places of all tensors
             metadata = file.metadata() or {}
             # Copies, for the file may be replaced while the content is in use.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
     except OSError as error:
         raise UnreadableError(f"cannot read {path}: {error.strerror or error}") from error
     except (SafetensorError, *MALFORMED) as error:

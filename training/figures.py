@@ -53,13 +53,15 @@ def draw_augmentation(settings: Settings, loader: data.Loader, output: Path) -> 
 def draw_curves(run: Run, output: Path) -> None:
     """Draw accuracy and loss of the epochs so far."""
     settings = run.settings
-    smoothed = "label-smoothed loss" if settings.recipe.label_smoothing else None
+    recipe = settings.recipe
+    loss = "loss of mixed labels" if recipe.mixup else None
+    loss = "label-smoothed loss" if recipe.label_smoothing else loss
     plots.validation(
         run.history,
         output / CURVES,
         title=settings.title,
         eval_split=settings.eval_split,
-        loss="distillation loss" if settings.teachers else smoothed,
+        loss="distillation loss" if settings.teachers else loss,
         averaged=run.ema is not None,
         precision=settings.precision,
     )

@@ -46,7 +46,7 @@ def summary(model: str, config: dict[str, Any]) -> str:
     lines = [
         *aligned(table.getvalue().splitlines()),
         f"Parameters: {utils.count_parameters(network):,}",
-        f"Multiply-accumulates an image: {macs / 1e6:.1f} million",
+        f"Multiply-accumulates per image: {macs / 1e6:.1f} million",
     ]
     return "\n".join(lines)
 

@@ -99,7 +99,7 @@ class Run:
             "model": settings.model,
             "config": settings.config,
             "state_dict": distributed.unwrap(self.eval_model).state_dict(),
-            "normalization": data.NORMALIZATION,
+            "normalization": dict(data.NORMALIZATION),
             "classes": list(data.CLASSES),
             "data": {**settings.trained_on, "eval_split": settings.eval_split},
             "epoch": self.epoch,
