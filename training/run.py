@@ -98,7 +98,7 @@ class Run:
         return {
             "model": settings.model,
             "config": settings.config,
-            "state_dict": distributed.unwrap(self.eval_model).state_dict(),
+            "state_dict": self.eval_model.state_dict(),
             "normalization": dict(data.NORMALIZATION),
             "classes": list(data.CLASSES),
             "data": {**settings.trained_on, "eval_split": settings.eval_split},
