@@ -32,7 +32,7 @@ V = TypeVar("V")
 ROOT = Path(__file__).resolve().parents[1]
 WARM_UP = 2  # batches before the clock starts
 QUICK_IMAGES = 1500
-CIFAR_SIZES = {"train": 45_000, "train+val": 50_000}
+IMAGES = 50_000  # of CIFAR-10, to train on
 
 
 @dataclass(frozen=True)
@@ -89,19 +89,19 @@ def first(split: data.Split, count: int) -> data.Split:
     return data.Split(split.images[:count], split.labels[:count], split.name, split.source)
 
 
-def training_images(directory: Path, split: str, *, quick: bool) -> data.Split:
-    """A training split of CIFAR-10 from disk, or, where it is not there, noise of its shape.
+def training_images(directory: Path, *, quick: bool) -> data.Split:
+    """All training images of CIFAR-10 from disk, or, where they are not there, noise of their
+    shape.
 
     Noise takes as long to augment and to train on as photographs do. The first few images, if
     `quick`. Nothing is downloaded.
     """
     try:
-        images = data.load("cifar10", directory, split)
+        images = data.load("cifar10", directory, "train+val")
     except data.DataError as error:
         print(f"Measured on noise of CIFAR-10's shape, which takes the same time ({error})")
-        count = CIFAR_SIZES[split]
-        pixels = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
-        images = data.Split(pixels, torch.randint(10, (count,)), split, "noise")
+        pixels = torch.randint(256, (IMAGES, 3, 32, 32), dtype=torch.uint8)
+        images = data.Split(pixels, torch.randint(10, (IMAGES,)), "train+val", "noise")
     return first(images, QUICK_IMAGES) if quick else images
 
 

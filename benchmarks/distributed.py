@@ -12,8 +12,6 @@ process also replays a CUDA graph, which several do not.
 import argparse
 import functools
 import json
-import os
-import subprocess
 import sys
 import time
 from itertools import islice
@@ -27,7 +25,7 @@ import data
 import models
 import startup
 import utils
-from benchmarks import common
+from benchmarks import common, processes
 from benchmarks.common import Row
 from training import devices, distributed, engine
 from training.epochs import take_steps
@@ -64,33 +62,24 @@ def work(args: argparse.Namespace) -> None:
     with distributed.report_once():
         device = distributed.pick_device(args.device)
         with distributed.process_group(device):
-            split = common.training_images(args.data_dir, "train+val", quick=args.quick)
+            split = common.training_images(args.data_dir, quick=args.quick)
             steps = 2 if args.quick else STEPS
             found = rate(split, device, steps, communicate=not args.silent)
             print(json.dumps({"rate": found}))
 
 
-def start(args: argparse.Namespace, processes: int, *, silent: bool = False) -> float:
-    """Images per second of `processes` processes.
+def start(args: argparse.Namespace, count: int, *, silent: bool = False) -> float:
+    """Images per second of `count` processes.
 
     Raises:
         utils.RunError: they failed.
     """
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     flags = ["--data-dir", args.data_dir.resolve(), "--device", args.device, "--work"]
     flags += [flag for flag, on in (("--quick", args.quick), ("--silent", silent)) if on]
-    command = [sys.executable, *(launcher if processes > 1 else []), __file__, *flags]
-    process = subprocess.run(
-        [str(word) for word in command],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    if process.returncode != 0:
-        errors = (line for line in process.stderr.splitlines() if "error: " in line)
-        reason = next(errors, process.stderr[-300:])
-        raise utils.RunError(f"with --processes {processes}: {reason}")
-    return json.loads(process.stdout.splitlines()[-1])["rate"]
+    command = [*(launcher if count > 1 else []), __file__, *map(str, flags)]
+    printed = processes.run_child(command, OMP_NUM_THREADS="1")
+    return json.loads(printed.splitlines()[-1])["rate"]
 
 
 def measure(args: argparse.Namespace) -> list[Row]:

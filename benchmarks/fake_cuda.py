@@ -6,6 +6,7 @@ or failures inside cuDNN, cuBLAS and kernels. Where PyTorch sees a GPU, a comple
 PyTorch 2.11 cannot copy such tensors there.
 """
 
+import dataclasses
 import functools
 import warnings
 from collections import Counter, defaultdict
@@ -26,10 +27,12 @@ import models
 from benchmarks.shares import record_parts
 from training import engine
 from training.epochs import take_steps
+from training.recipe import RECIPES
 from training.run import Run, build_loader, build_run
 from training.settings import Settings
 
 CUDA = torch.device("cuda")
+BATCH = 20  # images; no number of channels. The counts do not depend on it
 ITEM = torch.ops.aten._local_scalar_dense.default
 RECORDED = ("forward", "loss", "backward")  # the parts of a step in a graph
 NO_KERNEL = {
@@ -204,11 +207,17 @@ def fake_run(settings: Settings, images: int) -> tuple[Run, data.Loader]:
     return build_run(settings, CUDA, len(loader)), loader
 
 
-def watched_steps(settings: Settings, count: int = 3) -> list[Step]:
-    """`count` training steps on "cuda". The first one prepares state that the others find."""
+def settings_of(model: str, precision: str) -> Settings:
+    """A training of the network by its own recipe, in batches of BATCH."""
+    recipe = dataclasses.replace(RECIPES[model], batch_size=BATCH)
+    return Settings(model, models.config_dict(model), recipe, "noise", "none", precision, seed=0)
+
+
+def last_step(model: str, precision: str) -> Step:
+    """The last of three training steps on "cuda"; the first two prepare state that it finds."""
     steps: list[Step] = []
     with fake_cuda() as watch:
-        run, loader = fake_run(settings, count * settings.recipe.batch_size)
+        run, loader = fake_run(settings_of(model, precision), 3 * BATCH)
         record_parts(run, watch.within)
         metrics = engine.RunningMetrics(CUDA)
         metrics.update = watch.within("metrics", metrics.update)
@@ -220,4 +229,4 @@ def watched_steps(settings: Settings, count: int = 3) -> list[Step]:
             watch.step = Step()
 
         take_steps(run, iter(next_batch, None), metrics, after_step=after_step)
-    return steps
+    return steps[-1]

@@ -10,7 +10,6 @@ may. On one GPU, forward pass, loss and backward pass are a CUDA graph, which is
 (training/compilation.py).
 """
 
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -21,21 +20,10 @@ import torch
 import models
 import utils
 from benchmarks import common
-from benchmarks.fake_cuda import Step, watched_steps
+from benchmarks.fake_cuda import last_step
 from training import devices
-from training.recipe import RECIPES
-from training.settings import Settings
 
-BATCH = 16  # images; the count does not depend on their number
 PARTS = ("augmentation", "forward", "loss", "backward", "optimizer", "EMA", "metrics")
-
-
-def last_step(model: str, precision: str) -> Step:
-    """A step of the network by its own recipe, after two that prepare state."""
-    recipe = dataclasses.replace(RECIPES[model], batch_size=BATCH)
-    config = models.config_dict(model)
-    settings = Settings(model, config, recipe, "noise", "none", precision, seed=0)
-    return watched_steps(settings, 3)[-1]
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ peak resident memory.
 
 import functools
 import json
-import os
 import resource
 import statistics
 import sys
@@ -49,7 +48,7 @@ MEASURES = {
 def print_measures(directory: Path, *, quick: bool) -> None:
     """Train in this process and print the values of MEASURES as a line of JSON."""
     device = devices.pick_device("cpu")
-    split = common.training_images(directory, "train+val", quick=quick)
+    split = common.training_images(directory, quick=quick)
     name = models.names()[0]
     run, loader = common.fresh_run(name, RECIPES[name], split, device)
     batches = common.endless(loader)
@@ -68,8 +67,8 @@ def print_measures(directory: Path, *, quick: bool) -> None:
 
 def measure_child(command: list[str], kept: str) -> list[float]:
     """The values of MEASURES that a process prints; `kept` is its KEEP_MEMORY."""
-    os.environ[startup.KEEP_MEMORY] = kept
-    return json.loads(processes.run_child(command).splitlines()[-1])
+    printed = processes.run_child(command, **{startup.KEEP_MEMORY: kept})
+    return json.loads(printed.splitlines()[-1])
 
 
 def measure_pairs(directory: Path, repetitions: int, quick: bool) -> list[Row]:

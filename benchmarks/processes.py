@@ -1,5 +1,6 @@
 """Programs in their own process, to measure what only a process shows: memory and start."""
 
+import os
 import subprocess
 import sys
 
@@ -38,16 +39,22 @@ sys.exit(code)
 """
 
 
-def run_child(command: list[str]) -> str:
-    """Run a Python program in the repository's root; returns what it printed.
+def run_child(command: list[str], **environment: str) -> str:
+    """Run a Python program in the repository's root, with these variables in its environment;
+    returns what it printed.
 
     Raises:
         utils.RunError: it failed.
     """
     child = subprocess.run(
-        [sys.executable, *command], cwd=common.ROOT, capture_output=True, text=True
+        [sys.executable, *command],
+        cwd=common.ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
     )
     if child.returncode:
-        *_, last_line = ["no message", *child.stderr.strip().splitlines()]
-        raise utils.RunError(f"the measured program failed: {last_line}")
+        lines = ["no message", *child.stderr.strip().splitlines()]
+        reason = next((line for line in lines if "error: " in line), lines[-1])
+        raise utils.RunError(f"the measured program failed: {reason}")
     return child.stdout

@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--figure", type=Path, metavar="FILE", help=drawn)
     args = parser.parse_args(argv)
     device = devices.pick_device(args.device)
-    split = common.training_images(args.data_dir, "train+val", quick=args.quick)
+    split = common.training_images(args.data_dir, quick=args.quick)
     measured = sweeps(split, device, seconds=0.01 if args.quick else SECONDS)
     rows = measure(measured, 1 if args.quick else args.repetitions)
     common.report(rows, args.output, device, quick=args.quick)

@@ -284,7 +284,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="these parts")
     args = parser.parse_args(argv)
     conditions = Conditions(
-        split=common.training_images(args.data_dir, "train+val", quick=args.quick),
+        split=common.training_images(args.data_dir, quick=args.quick),
         directory=args.data_dir,
         device=devices.pick_device(args.device),
         repetitions=1 if args.quick else args.repetitions,

@@ -16,9 +16,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also when run as a file
 
-import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, update_bn
 
 import data
 import models
@@ -40,16 +39,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def mean_state(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of each tensor over state dicts of one network; counters are those of the first."""
-    return {
-        name: torch.stack([state[name] for state in states]).mean(0)
-        if tensor.is_floating_point()
-        else tensor
-        for name, tensor in states[0].items()
-    }
-
-
 def average(paths: Sequence[Path]) -> tuple[nn.Module, dict[str, Any]]:
     """The network with the mean weights, and the first checkpoint.
 
@@ -61,8 +50,10 @@ def average(paths: Sequence[Path]) -> tuple[nn.Module, dict[str, Any]]:
         for key in ("model", "config", "data", "normalization"):
             if checkpoint[key] != loaded[0][key]:
                 raise utils.RunError(f"{path} and {paths[0]} differ in their {key}")
-    networks[0].load_state_dict(mean_state([network.state_dict() for network in networks]))
-    return networks[0], loaded[0]
+    mean = AveragedModel(networks[0])
+    for network in networks:
+        mean.update_parameters(network)
+    return mean.module, loaded[0]
 
 
 def main(argv: list[str] | None = None) -> None:

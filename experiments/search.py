@@ -44,18 +44,6 @@ TABLE = Path(__file__).resolve().with_name("search.csv")
 TIMED_SECONDS = 4
 REPETITIONS = 5
 MAX_MINUTES = 1e6
-COLUMNS = (
-    "candidate",
-    "seed",
-    "parameters",
-    "macs",
-    "epochs",
-    "seconds_per_epoch",
-    "train_accuracy",
-    "val_accuracy",
-    "config",
-    "recipe",
-)
 
 
 @dataclass(frozen=True)
@@ -189,7 +177,7 @@ def append(row: dict[str, Any], path: Path) -> None:
     """Add a row to the table; create the table if it does not exist."""
     fresh = not path.exists()
     with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
         if fresh:
             writer.writeheader()
         writer.writerow(row)

@@ -4,7 +4,6 @@ import copy
 import itertools
 import json
 import math
-import os
 import subprocess
 import sys
 
@@ -108,11 +107,10 @@ def test_page_faults_are_measured_in_pairs(tmp_path, monkeypatch):
     measured = iter(([4, 2, 100, 3], [2, 1, 10, 6], [2, 1, 10, 6], [4, 2, 100, 3]))
     kept = []
 
-    def run_child(command):
-        kept.append(os.environ[startup.KEEP_MEMORY])
+    def run_child(command, **environment):
+        kept.append(environment[startup.KEEP_MEMORY])
         return f"noise\n{list(next(measured))}\n"
 
-    monkeypatch.setenv(startup.KEEP_MEMORY, "1")
     monkeypatch.setattr(processes, "run_child", run_child)
     rows = page_faults.measure_pairs(tmp_path, repetitions=2, quick=True)
     assert kept == ["0", "1", "1", "0"]

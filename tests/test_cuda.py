@@ -1,22 +1,18 @@
 """The CUDA path without a GPU: a whole training step on fake tensors."""
 
-import dataclasses
-
 import pytest
 import torch
 from torch import nn
 
 import models
 from benchmarks import fake_cuda
+from benchmarks.fake_cuda import BATCH
 from training import devices, engine
-from training.recipe import RECIPES
-from training.settings import Settings
 
 without_gpu = pytest.mark.skipif(
     torch.cuda.is_available(), reason="CUDA_VISIBLE_DEVICES= pytest tests/test_cuda.py runs it"
 )
 NETWORKS = ("under100k", "baseline")  # the smaller ones are the first with other sizes
-BATCH = 20  # no number of channels
 PRECISIONS = list(devices.PRECISIONS)
 LAUNCHES = {
     "fp32": 339,
@@ -26,16 +22,11 @@ LAUNCHES = {
 REPLAYED = {"fp32": 52, "bf16": 54, "fp16": 62}  # with one
 
 
-def settings(model, precision, **recipe):
-    plan = dataclasses.replace(RECIPES[model], batch_size=BATCH, **recipe)
-    return Settings(model, models.config_dict(model), plan, "noise", "none", precision, 0)
-
-
 @pytest.fixture(scope="module")
 def steps():
     """The last of three steps of each network in each precision: by then all is in place."""
     return {
-        (model, precision): fake_cuda.watched_steps(settings(model, precision))[-1]
+        (model, precision): fake_cuda.last_step(model, precision)
         for model in NETWORKS
         for precision in PRECISIONS
     }
@@ -139,7 +130,7 @@ def test_backward_node_by_node_is_backward():
 def test_evaluation_on_cuda(precision):
     """Of a split it reads logits and labels once each."""
     with fake_cuda.fake_cuda() as watch:
-        run, loader = fake_cuda.fake_run(settings("under100k", precision), 3 * BATCH)
+        run, loader = fake_cuda.fake_run(fake_cuda.settings_of("under100k", precision), 3 * BATCH)
         batches = [(images, labels.argmax(1)) for images, labels in loader]
         watch.step = fake_cuda.Step()
         evaluation = engine.evaluate(run.eval_model, batches, precision=run.precision)

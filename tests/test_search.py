@@ -74,10 +74,8 @@ def test_the_ablation_is_drawn_at_its_largest_budget(tmp_path, monkeypatch):
         ("sgd", 0, 20, 0.7),
         ("no_dilated", 0, 12, 0.89),
     ):
-        row = dict.fromkeys(search.COLUMNS, 0)
-        row |= {"candidate": name, "seed": seed, "epochs": epochs, "val_accuracy": accuracy}
-        row["parameters"] = 96118
-        search.append(row, table)
+        row = {"candidate": name, "seed": seed, "epochs": epochs, "val_accuracy": accuracy}
+        search.append(row | {"parameters": 96118}, table)
     monkeypatch.setattr(plots, "ablation", lambda accuracies, path, title: drawn.append(accuracies))
     search.main(["--figure", str(tmp_path / "x.png"), "--output", str(table)])
     whole, without = "the complete network", "no dilation"
@@ -88,7 +86,7 @@ def test_the_ablation_is_drawn_at_its_largest_budget(tmp_path, monkeypatch):
 
 def test_an_ablation_without_the_complete_network_is_refused(tmp_path):
     table = tmp_path / "search.csv"
-    row = dict.fromkeys(search.COLUMNS, 0) | {"candidate": "no_dilated", "epochs": 8}
+    row = {"candidate": "no_dilated", "epochs": 8}
     search.append(row, table)
     search.append(row | {"candidate": "full", "epochs": 4}, table)
     with pytest.raises(utils.RunError, match="no row of the complete network at 8 epochs"):
