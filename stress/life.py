@@ -10,11 +10,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from multiprocessing.sharedctypes import RawArray, RawValue
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import safetensors.torch
 import torch
@@ -232,20 +233,15 @@ class Calls:
         sys.addaudithook(audit)
 
 
-@contextmanager
-def interrupted_after(checks: int) -> Iterator[None]:
+def interrupted_after(checks: int) -> AbstractContextManager[object]:
     """Interrupt a training at its `checks`-th check for signals; it checks after each step."""
-    original, remaining = Interruption.check, iter(range(checks - 1))
+    remaining = iter(range(checks - 1))
 
     def check(self: Interruption) -> None:
         if next(remaining, None) is None:
             raise Interrupted(signal.SIGTERM)
 
-    Interruption.check = check
-    try:
-        yield
-    finally:
-        Interruption.check = original
+    return mock.patch.object(Interruption, "check", check)
 
 
 def digest(content: dict[str, Any]) -> str:

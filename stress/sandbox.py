@@ -218,8 +218,7 @@ class Box:
             life.load_splits.cache_clear()
             cifar10.SAMPLE_DIRECTORY = folder / "in" / "sample"
         vars(plots).update(REAL if drawn else {})
-        self.held = life.interrupted_after(3)  # a reference, or it ends here
-        self.held.__enter__()
+        life.interrupted_after(3).__enter__()
         held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         limit = held + ADDRESS_SPACE
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

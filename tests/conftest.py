@@ -1,10 +1,12 @@
 """What several test files need: the scripts as programs, a checkpoint in the released form, and
 CIFAR-10, a fake of it or the real one."""
 
+import functools
 import os
 import runpy
 import socket
 import sys
+import time
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -12,15 +14,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 import torch
-from fakes import BATCHES, FAKE_BATCH, Fake, load_few, md5, released
+from fakes import BATCHES, FAKE_BATCH, ROOT, Fake, exercise, load_few, md5, released
 
 import data
 import models
 import utils
 from data import batch_files, cifar10
 from training import checkpoint as checkpoints
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_xdist_auto_num_workers(config):
@@ -77,18 +77,10 @@ def refused(program):
 
 @pytest.fixture(scope="session")
 def network():
-    """The default network, not trained, but with no part of it at rest: fresh residual branches
-    are multiplied by 0, and fresh BatchNorms shift nothing."""
+    """The default network, not trained, but with no part of it at rest."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = models.build(models.names()[0])
-        for module in network.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-                torch.nn.init.normal_(module.bias, std=0.2)
-                torch.nn.init.normal_(module.running_mean, std=0.2)
-                torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
-    return network.eval()
+        return exercise(models.build(models.names()[0]))
 
 
 @pytest.fixture(scope="session")
@@ -103,7 +95,15 @@ def weights(network, tmp_path_factory):
 @pytest.fixture
 def few_images(monkeypatch):
     """Trainings in this process have 40 images."""
-    monkeypatch.setattr(data, "load_splits", load_few)
+    monkeypatch.setattr(data, "load_splits", functools.partial(load_few, 40))
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still but for what is added to its one number."""
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    return now
 
 
 # ----------------------------------------------------------------------------------------- CIFAR-10

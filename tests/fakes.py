@@ -1,39 +1,84 @@
-"""What stands in for CIFAR-10 and for trained networks, and what the tests of `data/` compare with.
+"""What stands in for CIFAR-10, for trained networks and for long trainings, and what several test
+files compare with.
 
 The fakes of CIFAR-10 have 20 images a batch.
 """
 
+import dataclasses
 import functools
 import hashlib
 import io
 import pickle
 import struct
-from dataclasses import replace
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import data
 import models
 from data import DataError
+from training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCHES = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
 FAKE_BATCH = 20  # images
 
-
 load_splits = data.load_splits
 
 
 @functools.cache
-def load_few(*arguments):
-    """`data.load_splits`, but the first 40 images of each."""
+def load_few(count, *arguments):
+    """`data.load_splits`, but the first `count` images of each."""
     return [
-        replace(split, images=split.images[:40], labels=split.labels[:40])
+        dataclasses.replace(split, images=split.images[:count], labels=split.labels[:count])
         for split in load_splits(*arguments)
     ]
+
+
+def hurry(monkeypatch, count=40):
+    """Runs of train.py in this process have few images, draw nothing and print no summary."""
+    import train  # which takes a second
+    from training import report
+
+    monkeypatch.setattr(data, "load_splits", functools.partial(load_few, count))
+    monkeypatch.setattr(report, "summary", lambda *arguments: "")
+    for name in ("draw", "draw_augmentation"):
+        monkeypatch.setattr(train, name, lambda *arguments: None)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+
+
+def plain(**changes):
+    """A recipe with nothing special."""
+    recipe = Recipe(epochs=10, batch_size=8, optimizer="sgd", learning_rate=0.5, schedule="linear")
+    return dataclasses.replace(recipe, **changes)
+
+
+def exercise(module):
+    """The module in evaluation mode, with no part of it at rest: fresh residual branches are
+    multiplied by 0, and fresh BatchNorms shift nothing."""
+    for norm in module.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+            torch.nn.init.normal_(norm.bias, std=0.2)
+            torch.nn.init.normal_(norm.running_mean, std=0.2)
+            torch.nn.init.uniform_(norm.running_var, 0.5, 1.5)
+    return module.eval()
+
+
+class Operations(TorchDispatchMode):
+    """Collects the names of the operations that PyTorch runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function._schema.name)
+        return function(*args, **(kwargs or {}))
 
 
 def released(model, state_dict, **changes):
@@ -129,10 +174,15 @@ def same(a, b):
     return torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels)
 
 
-def random_images(n, size=32, seed=0, channels_last=False):
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=generator)
+def random_images(n, channels_last=False):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=generator)
     return images.contiguous(memory_format=torch.channels_last) if channels_last else images
+
+
+def noise(n):
+    """A split of random images."""
+    return data.Split(random_images(n), torch.arange(n) % 10, "train", "noise")
 
 
 def is_channels_last(images):

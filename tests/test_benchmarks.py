@@ -9,8 +9,8 @@ import sys
 
 import pytest
 import torch
+from fakes import noise
 
-import data
 import startup
 from benchmarks import (
     common,
@@ -30,12 +30,6 @@ from training.run import build_run
 from utils import count_parameters
 
 CPU = torch.device("cpu")
-
-
-def noise(count: int) -> data.Split:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    return data.Split(images, torch.arange(count) % 10, "train+val", "noise")
 
 
 def test_both_loops_take_the_same_steps():

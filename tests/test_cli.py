@@ -17,6 +17,7 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 import torch
+from fakes import ROOT
 
 import data
 import models
@@ -24,7 +25,6 @@ import utils
 from training import checkpoint as checkpoints
 from training import engine
 
-ROOT = Path(__file__).resolve().parent.parent
 FIGURES = {"validation.png", "class_accuracy.png", "confusion_matrix.png", "augmentation.png"}
 SCORED = {"class_accuracy.png", "confusion_matrix.png", "mistakes.png"}
 # Two epochs of 20 steps; every kind of state that a resume has to bring back.

@@ -7,11 +7,11 @@ from unittest import mock
 
 import pytest
 import torch
+from fakes import noise
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import data
 import models
 from training import compilation, engine, epochs
 from training.epochs import take_steps
@@ -29,11 +29,8 @@ def fresh_run(model="baseline", device=CPU, precision="fp32"):
     recipe = dataclasses.replace(RECIPES[model], batch_size=4)
     config = models.config_dict(model)
     settings = Settings(model, config, recipe, "noise", "none", precision, seed=0)
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (10, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    split = data.Split(pixels, torch.arange(10) % 10, "train", "noise")
     torch.manual_seed(0)
-    loader = build_loader(settings, split, device, train=True)
+    loader = build_loader(settings, noise(10), device, train=True)
     return build_run(settings, device, len(loader)), loader
 
 

@@ -121,7 +121,7 @@ def test_a_precision_asked_for_that_fails_is_refused(without, refused):
     assert "precision bf16 does not work on device 'cpu' (GET was unable to find an engine)" in said
 
 
-def test_where_no_precision_works_none_is_picked(without, capsys):
+def test_where_no_precision_works_none_is_picked(without):
     without(*devices.PRECISIONS)
     with pytest.raises(RunError, match="fp32 does not work"):
         devices.pick_precision("auto", CPU)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from fakes import ROOT, hurry, noise
 from torch import nn
 
 import data
@@ -23,7 +24,7 @@ import models
 import train
 import utils
 from training import checkpoint as checkpoints
-from training import devices, distributed, engine, epochs, report
+from training import devices, distributed, engine, epochs
 from training.interruption import Interruption
 from training.loss import Loss
 from training.optimizer import build_ema, build_optimizer
@@ -32,7 +33,6 @@ from training.run import Run
 from training.schedule import build_scheduler
 from training.settings import Settings
 
-ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
 IMAGES, BATCH = 15, 7  # batches of 7, 7 and 1: parts of 4 and 3, and of 1 and 0
 RECIPE = Recipe(
@@ -57,15 +57,9 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def noise():
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (IMAGES, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    return data.Split(images, torch.arange(IMAGES) % 10, "train", "noise")
-
-
 def loader(rank=0, world_size=1, *, shuffle=True, batch_size=BATCH):
     return data.Loader(
-        noise(),
+        noise(IMAGES),
         batch_size,
         augmentation=data.Augmentation(cutout=8) if shuffle else None,
         seed=5,
@@ -151,22 +145,6 @@ def test_only_statistics_are_averaged_over_the_processes():
 # -------------------------------------------------------------------------------- the processes
 
 
-def shortened(monkeypatch):
-    """Runs of train.py on a few images, that draw nothing."""
-    load_splits = data.load_splits
-
-    def first(*arguments):
-        return [
-            data.Split(split.images[:SHOWN], split.labels[:SHOWN], split.name, split.source)
-            for split in load_splits(*arguments)
-        ]
-
-    monkeypatch.setattr(data, "load_splits", first)
-    monkeypatch.setattr(report, "summary", lambda *arguments: "")
-    for name in ("draw", "draw_augmentation"):
-        monkeypatch.setattr(train, name, lambda *arguments: None)
-
-
 def interrupt_after(monkeypatch, step):
     """SIGTERM reaches one process alone, after that step."""
     call = epochs.Monitor.__call__
@@ -225,8 +203,7 @@ def work(rank, folder, ports):
             found["signal"] = distributed.agree_on_signal(signal.SIGTERM if rank else 0)
             found["broadcast"] = distributed.broadcast({"from": rank})
         with pytest.MonkeyPatch.context() as monkeypatch:
-            sys.argv = ["train.py"]
-            shortened(monkeypatch)
+            hurry(monkeypatch, SHOWN)
             resumed = folder / "resumed"
             with monkeypatch.context() as watching:
                 found["weights"] = watch_weights(watching)
@@ -344,7 +321,7 @@ def test_statistics_are_weighted_by_images(job):
 def test_an_evaluation_is_that_of_one_process(job):
     _, (first, _) = job
     expected = evaluated()
-    assert torch.equal(first["evaluated"]["labels"], noise().labels)
+    assert torch.equal(first["evaluated"]["labels"], noise(IMAGES).labels)
     torch.testing.assert_close(first["evaluated"]["logits"], expected["logits"])
     assert first["highest"] == 11.0 and first["signal"] == signal.SIGTERM
     assert first["broadcast"] == {"from": 0}
@@ -400,8 +377,7 @@ def test_a_resume_by_as_many_processes_is_exact(job):
 def test_a_resume_by_one_process(job, tmp_path, monkeypatch, capsys):
     folder, _ = job
     shutil.copytree(folder / "interrupted", tmp_path / "run")
-    shortened(monkeypatch)
-    monkeypatch.setattr(sys, "argv", ["train.py"])
+    hurry(monkeypatch, SHOWN)
     train.main(["--resume", str(tmp_path / "run" / "last.safetensors")])
     assert f" {SHOWN} images to train on" in capsys.readouterr().out
     resumed = checkpoints.load_checkpoint(tmp_path / "run" / "last.safetensors")

@@ -1,11 +1,10 @@
 """What the documents name is there: links, files, commands with their flags, names in the code."""
 
 import re
-from pathlib import Path
 
 import pytest
+from fakes import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)

@@ -212,7 +212,7 @@ def test_download_from_a_file(fake, archive, tmp_path):
     assert torch.equal(test.images, fake.images("test_batch"))
 
 
-def test_an_archive_that_is_there_is_unpacked(archive, tmp_path, no_network):
+def test_an_archive_that_is_there_is_unpacked(archive, no_network):
     assert data.find("cifar10", archive.parent, need=("train", "test")) == "cifar10"
     assert archive.exists()
 

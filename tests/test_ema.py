@@ -2,20 +2,10 @@
 
 import pytest
 import torch
+from fakes import Operations
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from training.ema import WeightAverage
-
-
-class Operations(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.append(function._schema.name)
-        return function(*args, **(kwargs or {}))
 
 
 def drift(model, amount):

@@ -5,20 +5,18 @@ import io
 import json
 import re
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from fakes import ROOT
 
 import data
 import export
 import models
 from models.convolutions import DepthwiseConv2d
 from training import onnx_files
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 class Exported:

@@ -37,16 +37,6 @@ def training(tmp_path, few_images):
     return build_run(settings, CPU, len(loaders[0])), loaders, tmp_path
 
 
-class Clock:
-    """A clock that stands still but for what is added to it."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def test_weights_and_curves_are_there_after_each_epoch(training, monkeypatch):
     run, loaders, folder = training
     drawn, seen = [], []
@@ -74,25 +64,23 @@ def test_weights_and_curves_are_there_after_each_epoch(training, monkeypatch):
     assert len(set(seen)) == 3 and all(png.startswith(b"\x89PNG") for png in seen)
 
 
-def test_drawing_takes_no_more_than_its_share_of_the_time(training, monkeypatch):
+def test_drawing_takes_no_more_than_its_share_of_the_time(training, monkeypatch, clock):
     """Epochs of 30 s and figures of 0.4 s: the first, and then every second one."""
     run, _, folder = training
-    clock = Clock()
-    monkeypatch.setattr(figures.time, "perf_counter", clock)
     monkeypatch.setattr(figures.checkpoints, "save_checkpoint", lambda *arguments: None)
     drawn = []
 
     def draw(run, output):
-        drawn.append(round(clock.now))
-        clock.now += 0.4
+        drawn.append(round(clock[0]))
+        clock[0] += 0.4
 
     monkeypatch.setattr(figures, "draw_curves", draw)
     after_epoch = figures.AfterEpoch(run, folder)
     for _ in range(6):
-        clock.now += 30
+        clock[0] += 30
         after_epoch()
     assert drawn == [130, 190, 251]
-    assert 0.4 * (len(drawn) - 1) <= figures.MAX_DRAWING * (clock.now - 130)
+    assert 0.4 * (len(drawn) - 1) <= figures.MAX_DRAWING * (clock[0] - 130)
 
 
 def test_augmentation_shows_no_mixup_that_the_training_has_not(training, monkeypatch):

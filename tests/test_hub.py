@@ -3,17 +3,16 @@
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from fakes import ROOT
 
 import data
 import hubconf
 import models
 from training import engine
 
-ROOT = Path(__file__).resolve().parent.parent
 # Everything that requirements.txt names besides torch, and what comes with it.
 ABSENT = ("torchvision", "torchsummary", "tqdm", "matplotlib", "numpy", "PIL")
 LOAD = """

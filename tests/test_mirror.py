@@ -4,28 +4,18 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from fakes import exercise
 
 import models
 from models import blocks, convolutions, mirror
 
 C = 16  # channels
+SWITCHES = ("separable", "dilated", "transposed", "unshuffle", "attention")
 
 
 def mirrored(x):
     """Each map flipped left to right, the halves of the channels exchanged."""
     return x.flip(3).roll(x.shape[1] // 2, 1)
-
-
-def exercise(module):
-    """Scales, shifts and statistics as a training leaves them: none of them 0 or 1."""
-    for norm in module.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            nn.init.uniform_(norm.weight, 0.5, 1.5)
-            nn.init.normal_(norm.bias)
-            nn.init.normal_(norm.running_mean)
-            nn.init.uniform_(norm.running_var, 0.5, 1.5)
-    return module.double().eval()
 
 
 LAYERS = {
@@ -47,7 +37,7 @@ LAYERS = {
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_commutes_with_the_mirror(name):
     torch.manual_seed(0)
-    layer = exercise(LAYERS[name]())
+    layer = exercise(LAYERS[name]()).double()
     x = torch.randn(2, C, 8, 6, dtype=torch.float64)
     with torch.no_grad():
         y = layer(x)
@@ -62,25 +52,19 @@ def test_the_first_layer_turns_the_mirror_into_an_exchange_of_halves():
     torch.testing.assert_close(stem(x.flip(3)), mirrored(stem(x)))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    "switch", ["none", "separable", "dilated", "transposed", "unshuffle", "attention"]
+    "name, config",
+    [
+        *(
+            pytest.param("under100k", config, marks=pytest.mark.slow)
+            for config in ({}, *({switch: False} for switch in SWITCHES))
+        ),
+        *((name, {}) for name in ("under50k", "under25k", "teacher")),
+    ],
 )
-def test_an_image_and_its_mirror_image_have_the_same_logits(switch):
+def test_an_image_and_its_mirror_image_have_the_same_logits(name, config):
     torch.manual_seed(0)
-    config = {} if switch == "none" else {switch: False}
-    network = exercise(models.build("under100k", **config))
-    x = torch.randn(3, 3, 32, 32, dtype=torch.float64)
-    with torch.no_grad():
-        logits = network(x)
-        torch.testing.assert_close(network(x.flip(3)), logits)
-    assert logits.std(0).mean() > 1e-3
-
-
-@pytest.mark.parametrize("name", ["under50k", "under25k", "teacher"])
-def test_the_other_networks_know_mirrors_too(name):
-    torch.manual_seed(0)
-    network = exercise(models.build(name))
+    network = exercise(models.build(name, **config)).double()
     x = torch.randn(3, 3, 32, 32, dtype=torch.float64)
     with torch.no_grad():
         logits = network(x)
@@ -90,7 +74,7 @@ def test_the_other_networks_know_mirrors_too(name):
 
 def test_a_network_without_the_switch_sees_the_mirror():
     torch.manual_seed(0)
-    network = exercise(models.build("under100k", mirror=False))
+    network = exercise(models.build("under100k", mirror=False)).double()
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     with torch.no_grad():
         assert not torch.allclose(network(x.flip(3)), network(x), atol=1e-3)
@@ -161,7 +145,7 @@ def test_tensors_put_together_are_kernels_in_channels_last_and_the_precision_of_
 
 def test_an_untied_network_computes_the_same_with_ordinary_norms():
     torch.manual_seed(0)
-    network = exercise(models.build("under100k"))
+    network = exercise(models.build("under100k")).double()
     whole = mirror.untied(network)
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     with torch.no_grad():

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from fakes import exercise
 from torch import nn
 
 import models
@@ -83,13 +84,7 @@ def fresh(name, **config):
 
 
 def exercised(name, **config):
-    """A network whose every branch contributes: a residual branch starts with a scale of 0."""
-    model = fresh(name, **config)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.running_mean, std=0.1)
-    return model.eval()
+    return exercise(fresh(name, **config))
 
 
 def of_class(model, operation):

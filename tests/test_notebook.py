@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from fakes import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 ADDRESS = "https://github.com/OWNER/REPOSITORY"
 
 

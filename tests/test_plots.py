@@ -13,6 +13,7 @@ import matplotlib.style
 import numpy as np
 import pytest
 import torch
+from fakes import ROOT
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -26,7 +27,6 @@ TITLE = (
     "the default network on the built-in SAMPLE (2,000 training images, 500 validation images), "
     "60 epochs, seed 0, costs $5 or $6"
 )
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def history(epochs: int, evaluated: bool = True) -> list[dict]:
@@ -61,12 +61,6 @@ SCALING = {
     "batch size": [(2**k, 60.0 + 2000 / 2**k) for k in range(4, 11)],
     "threads": [(1, 101.0), (2, 60.0)],
 }
-
-
-def curve(epochs: int, minutes: float) -> tuple[list[float], list[float]]:
-    """Minutes after each epoch, and accuracies that end at 0.825."""
-    numbers = range(1, epochs + 1)
-    return [minutes * n for n in numbers], [0.825 - 0.5 * (1 - n / epochs) for n in numbers]
 
 
 def pictures(count: int, top: int = 3) -> tuple[torch.Tensor, list[str], list]:

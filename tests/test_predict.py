@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fakes import ROOT
 from PIL import Image, ImageFile
 
 import data
 from data import pictures as pictures_module
 from training import checkpoint as checkpoints
 
-ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = 4  # an image of the built-in sample's validation split
 
 
@@ -176,7 +176,7 @@ def test_no_format_that_starts_a_program_is_read(tmp_path, monkeypatch):
     assert started == []
 
 
-def test_what_is_no_file_is_never_opened(tmp_path, monkeypatch):
+def test_what_is_no_file_is_never_opened(tmp_path):
     os.mkfifo(tmp_path / "fifo.png")  # opening it would wait for ever
     for path in (tmp_path / "fifo.png", Path(os.devnull), Path("/dev/zero")):
         with pytest.raises(data.PictureError, match="^not a file$"):
@@ -329,7 +329,7 @@ def test_a_whole_picture_can_be_classified(pictures, weights, program):
     assert square != whole
 
 
-def test_bad_settings_are_one_line(pictures, weights, refused, tmp_path):
+def test_bad_settings_are_one_line(pictures, refused, tmp_path):
     picture = pictures / "a.png"
     line = refused("predict.py", "--checkpoint", tmp_path / "no.pt", picture)
     assert f"no checkpoint at {tmp_path / 'no.pt'}" in line

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from fakes import plain
 
 import data
 import models
@@ -13,12 +14,6 @@ from training.loss import Loss
 from training.recipe import RECIPES, Recipe, RecipeError
 from training.run import augmentation_of, build_loader, build_run
 from training.settings import Options, new_settings
-
-PLAIN = Recipe(epochs=10, batch_size=8, optimizer="sgd", learning_rate=0.5, schedule="linear")
-
-
-def plain(**changes):
-    return dataclasses.replace(PLAIN, **changes)
 
 
 def test_baseline_recipe_is_the_notebooks():
@@ -88,17 +83,19 @@ def test_a_smaller_network_is_trained_as_the_default_one_for_100_epochs(name):
     assert RECIPES[name] == dataclasses.replace(RECIPES["under100k"], epochs=100, **milder)
 
 
-def test_mixup_ends_after_its_fraction_of_the_epochs():
-    given = {"data": "sample", "epochs": 10, "mixup_until": 0.7}
-    settings, cpu = new_settings(given, torch.device("cpu")), torch.device("cpu")
-    loader = build_loader(settings, data.load("sample", "", "train"), cpu, train=True)
-    assert loader.mixup_epochs == 7
-
-
-@pytest.mark.parametrize(("epochs", "mixed"), [(1, 0), (10, 9), (25, 24), (100, 96), (300, 288)])
-def test_even_a_short_training_ends_without_mixup(epochs, mixed):
-    given = {"data": "sample", "epochs": epochs}
-    settings, cpu = new_settings(given, torch.device("cpu")), torch.device("cpu")
+@pytest.mark.parametrize(
+    ("given", "mixed"),
+    [
+        ({"epochs": 10, "mixup_until": 0.7}, 7),
+        *(({"epochs": n}, m) for n, m in ((1, 0), (10, 9), (25, 24), (100, 96), (300, 288))),
+    ],
+)
+def test_mixup_ends_after_its_fraction_of_the_epochs(given, mixed):
+    """With the default fraction even a short training ends without."""
+    settings, cpu = (
+        new_settings({"data": "sample", **given}, torch.device("cpu")),
+        torch.device("cpu"),
+    )
     loader = build_loader(settings, data.load("sample", "", "train"), cpu, train=True)
     assert loader.mixup_epochs == mixed
 
@@ -149,7 +146,7 @@ class PatientRecipe(Recipe):
 
 def test_a_setting_is_one_line(monkeypatch, capsys):
     """The field above brings its flag, check, message, line of --help and entry in the config."""
-    recipe = PatientRecipe(**dataclasses.asdict(PLAIN))
+    recipe = PatientRecipe(**dataclasses.asdict(plain()))
     monkeypatch.setitem(RECIPES, Options.model, recipe)
     given = train.parse_arguments(["--patience", "7", "--data", "sample"])
     assert given == {"patience": 7, "data": "sample"}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fakes import hurry
 
 import data
 import models
@@ -23,11 +24,9 @@ FLAGS = "--model baseline --batch-size 10 --device cpu --precision fp32".split()
 
 
 @pytest.fixture
-def trained(monkeypatch, capsys, few_images):
+def trained(monkeypatch, capsys):
     """Train on few images, without figures; returns what was printed."""
-    for name in ("draw", "draw_augmentation"):
-        monkeypatch.setattr(train, name, lambda *arguments: None)
-    monkeypatch.setattr(sys, "argv", ["train.py"])
+    hurry(monkeypatch)
 
     def run(output, *flags):
         capsys.readouterr()
@@ -128,14 +127,6 @@ def test_the_environment_names_versions_device_and_threads(monkeypatch):
 
 
 # ------------------------------------------------------------------------------ while it goes on
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock that stands still but for what is added to its one number."""
-    now = [100.0]
-    monkeypatch.setattr(report.time, "perf_counter", lambda: now[0])
-    return now
 
 
 def test_the_time_left_is_that_of_the_steps_to_come(clock):

@@ -18,7 +18,7 @@ from unittest import mock
 
 import pytest
 import torch
-from fakes import load_few
+from fakes import ROOT, hurry
 
 import data
 import models
@@ -31,18 +31,14 @@ from training.epochs import CHECK_EVERY, Monitor
 from training.run import build_loader, build_run, resume
 from training.settings import resumed_settings
 
-ROOT = Path(train.__file__).resolve().parent
 IMAGES, STEPS = 40, 3  # of `few_images`, an epoch: batches of 16, 16 and 8
 EPOCHS = 2
 
 
 @pytest.fixture
-def command(monkeypatch, capfd, few_images):
+def command(monkeypatch, capfd):
     """Run train.py on a few images, without figures; returns (status, stdout, stderr)."""
-    monkeypatch.setattr(train, "draw", lambda *arguments: None)
-    monkeypatch.setattr(train, "draw_augmentation", lambda *arguments: None)
-    monkeypatch.setattr(report, "summary", lambda *arguments: "")
-    monkeypatch.setattr(sys, "argv", ["train.py"])
+    hurry(monkeypatch)
 
     def run(*flags):
         capfd.readouterr()
@@ -180,7 +176,7 @@ def test_checkpoints_come_within_an_epoch_too(command, tmp_path, monkeypatch):
     assert command(*FP32, "--checkpoint-minutes", "nan")[0] == 2
 
 
-def test_the_row_of_a_resumed_epoch_is_that_of_the_whole_epoch(command, tmp_path, undisturbed):
+def test_the_row_of_a_resumed_epoch_is_that_of_the_whole_epoch(command, tmp_path):
     with interrupted_after(2):
         command(*FP32, "--output", tmp_path / "a")
     saved = checkpoints.load_checkpoint(tmp_path / "a" / run_folder.LAST)["training"]
@@ -471,9 +467,7 @@ def interrupted(tmp_path_factory):
     """The checkpoint of a run that was interrupted after two steps."""
     folder = tmp_path_factory.mktemp("interrupted")
     with pytest.MonkeyPatch.context() as patch, interrupted_after(2):
-        patch.setattr(data, "load_splits", load_few)
-        patch.setattr(train, "draw_augmentation", lambda *arguments: None)
-        patch.setattr(sys, "argv", ["train.py"])
+        hurry(patch)
         with pytest.raises(SystemExit):
             train.main([*FP32, "--output", str(folder)])
     return folder / run_folder.LAST
@@ -563,7 +557,9 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(command, tmp_path, undisturb
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert status == 2 and err.count("\n") == 1
-    assert "File too large" in err and run_folder.LAST in err and "intact" in err
+    assert "cannot write" in err and "File too large" in err
+    assert run_folder.LAST in err and "intact" in err
+    assert not list(run.glob(".*.unfinished"))
     assert (run / run_folder.LAST).read_bytes() == before
     assert command("--resume", run / run_folder.LAST)[0] == 0
     assert digest(checkpoints.load_checkpoint(run / run_folder.LAST)) == undisturbed

@@ -2,11 +2,9 @@
 
 import fcntl
 import os
-import resource
 import shutil
 
 import pytest
-import torch
 
 from training import checkpoint as checkpoints
 from training import run_folder
@@ -18,21 +16,6 @@ def test_the_two_newest_checkpoints_are_kept(tmp_path, content):
         run_folder.save_latest(tmp_path, content | {"epoch": epoch})
     names = {path.name: checkpoints.load_checkpoint(path)["epoch"] for path in tmp_path.iterdir()}
     assert names == {run_folder.LAST: 2, run_folder.PREVIOUS: 1}
-
-
-def test_a_limit_on_the_size_of_files_leaves_the_old_checkpoint(tmp_path, content):
-    run_folder.save_latest(tmp_path, content)
-    before = (tmp_path / run_folder.LAST).read_bytes()
-    content["state_dict"]["weight"] = torch.zeros(1 << 20)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
-    try:
-        with pytest.raises(RunError, match="cannot write .*: File too large.* intact"):
-            run_folder.save_latest(tmp_path, content)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert [path.name for path in tmp_path.iterdir()] == [run_folder.LAST]
-    assert (tmp_path / run_folder.LAST).read_bytes() == before
 
 
 def test_a_folder_has_one_writer_at_a_time(tmp_path):

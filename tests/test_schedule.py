@@ -4,17 +4,12 @@ import dataclasses
 
 import pytest
 import torch
+from fakes import plain
 from torch import nn
 
 from training.optimizer import build_optimizer
-from training.recipe import RECIPES, Recipe
+from training.recipe import RECIPES
 from training.schedule import begin_epoch, build_scheduler, learning_rate_factor
-
-PLAIN = Recipe(epochs=10, batch_size=8, optimizer="sgd", learning_rate=0.5, schedule="linear")
-
-
-def plain(**changes):
-    return dataclasses.replace(PLAIN, **changes)
 
 
 def follow(plan, steps_per_epoch):

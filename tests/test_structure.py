@@ -1,11 +1,10 @@
 """The shape of the repository: arrows point downwards, functions and modules stay short."""
 
 import ast
-from pathlib import Path
 
 import pytest
+from fakes import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ("benchmarks", "experiments", "stress", "demo")
 COMMANDS = ("train", "test", "predict", "export", "hubconf")
 GROUND = ("data", "models", "plots", "utils")

@@ -20,16 +20,6 @@ def test_macs_are_products_not_operations():
     assert utils.count_macs(nn.Conv2d(3, 4, 3, padding=1), (3, 8, 8)) == 3 * 4 * 9 * 64
 
 
-def test_the_parser_says_what_is_wrong_in_one_line(capsys):
-    parser = utils.ArgumentParser(prog="train.py")
-    parser.add_argument("--epochs", type=int)
-    with pytest.raises(SystemExit) as end:
-        parser.parse_args(["--epochs", "many"])
-    err = capsys.readouterr().err
-    assert end.value.code == 2
-    assert err.startswith("train.py: error: ") and "many" in err and err.count("\n") == 1
-
-
 def test_an_error_of_the_user_is_one_line_and_status_2(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/some where/train.py"])
 

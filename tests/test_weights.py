@@ -3,15 +3,14 @@ they are."""
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from fakes import ROOT
 
 import models
 from training import checkpoint as checkpoints
 from training import onnx_files
 
-ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "docs" / "pictures" / "bird.png"
 
 

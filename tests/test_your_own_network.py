@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from fakes import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "your-own-network.md"
 BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 FILE = re.compile(r"`((?:models|training|tests)/\w+\.py)`")
