@@ -91,11 +91,9 @@ def test_a_smaller_network_is_trained_as_the_default_one_for_100_epochs(name):
     ],
 )
 def test_mixup_ends_after_its_fraction_of_the_epochs(given, mixed):
-    """With the default fraction even a short training ends without."""
-    settings, cpu = (
-        new_settings({"data": "sample", **given}, torch.device("cpu")),
-        torch.device("cpu"),
-    )
+    """By default even a short training ends without mixup."""
+    cpu = torch.device("cpu")
+    settings = new_settings({"data": "sample", **given}, cpu)
     loader = build_loader(settings, data.load("sample", "", "train"), cpu, train=True)
     assert loader.mixup_epochs == mixed
 
