@@ -178,7 +178,7 @@ def score(arguments: argparse.Namespace, device: torch.device, precision: torch.
     source = weights.choose_source(arguments.data, trained)
     split = load_split(source, arguments.split, arguments.data_dir, arguments.download_url)
     name = f"test-{checkpoint['model']}-{datetime.now():%Y%m%d-%H%M%S}"
-    output = arguments.output or ROOT / "runs" / name
+    output = arguments.output or utils.new_folder(ROOT / "runs" / name)
     utils.make_folder(output)
     if source == "sample":
         print(SAMPLE_WARNING, flush=True)

@@ -168,6 +168,26 @@ def make_folder(path: Path) -> None:
         raise RunError(f"cannot write to folder {path}: {error.strerror}") from error
 
 
+def new_folder(path: Path) -> Path:
+    """Create a folder that did not exist: `path`, or where it exists, `path`-2, `path`-3, ...
+
+    Returns:
+        the folder.
+
+    Raises:
+        RunError: it cannot be created or written to.
+    """
+    make_folder(path.parent)
+    folder, number = path, 1
+    while True:
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            number += 1
+            folder = path.with_name(f"{path.name}-{number}")
+
+
 def write_atomically(path: Path, content: bytes, *, keep_as: str | None = None) -> None:
     """Write a file so that it is never seen half-written: under another name, then renamed.
 

@@ -147,6 +147,8 @@ def on_disk(directory: Path) -> dict[Path, list[str]]:
 
 def _root(directory: Path) -> Path:
     """The folder that holds CIFAR-10's folder; `directory` may be either of them."""
+    if directory.name in SUFFIXES:  # maybe a link to a folder of another name
+        return directory.parent
     real = Path(os.path.realpath(directory))
     return real.parent if real.name in SUFFIXES else directory
 

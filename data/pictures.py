@@ -94,8 +94,20 @@ def decode(path: Path, *, whole: bool) -> Image.Image:
             if image.width * image.height > most:
                 raise PictureError(f"more than {most:,} pixels, the limit for {image.format}")
             image.draft(None, MIN_DECODED)
-            ImageOps.exif_transpose(image, in_place=True)
+            turn_upright(image)
             return resizable(image if whole else crop_square(image))
+
+
+def turn_upright(image: Image.Image) -> None:
+    """Turn the image as its EXIF orientation says, if its EXIF can be read."""
+    try:
+        image.getexif()
+    except Exception:  # of any kind, as in decode; the pixels may be intact
+        return
+    # exif_transpose writes these back, which fails for some values that can be read.
+    for raw in ("exif", "Raw profile type exif"):
+        image.info.pop(raw, None)
+    ImageOps.exif_transpose(image, in_place=True)
 
 
 def unreadable(path: Path) -> str:

@@ -138,8 +138,10 @@ class TiedTensors(nn.Module):
             torch.cat([tensor.flatten() for tensor in tensors])
             for tensors in zip(*parts, strict=True)
         )
-        self.indices = torch.cat([first, second])
-        self.weights = torch.stack(weights)
+        module, name = self.members[0]
+        device = getattr(module, name).device
+        self.indices = torch.cat([first, second]).to(device)
+        self.weights = torch.stack(weights).to(device)
 
     def _complete_tensors(self) -> list[Tensor]:
         """The complete tensor of each member."""

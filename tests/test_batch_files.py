@@ -73,5 +73,15 @@ def test_a_directory_that_is_a_loop_of_links(tmp_path, no_network):
             assert "Too many levels of symbolic links" in message
 
 
+def test_a_link_to_a_folder_of_another_name(fake, tmp_path):
+    store, given = tmp_path / "store", tmp_path / "given"
+    for folder in (store, given):
+        folder.mkdir()
+    fake.write_python(store).rename(store / "cifar")
+    (given / "cifar-10-batches-py").symlink_to(store / "cifar")
+    for directory in (given, given / "cifar-10-batches-py"):
+        assert data.find("cifar10", directory, need=("train", "test")) == "cifar10"
+
+
 def test_load_where_nothing_is(tmp_path):
     assert "no CIFAR-10 in" in error_of(data.load, "cifar10", tmp_path, "train")

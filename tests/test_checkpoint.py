@@ -295,6 +295,28 @@ def test_weights_in_half_precision_compute_in_full(content):
         torch.testing.assert_close(rebuilt[name], tensor, rtol=1e-3, atol=1e-6)
 
 
+def test_a_network_that_needs_memory_to_be_built(content):
+    """Its constructor reads a number, and it keeps one that a checkpoint does not hold."""
+
+    class Scaled(torch.nn.Linear):
+        def __init__(self):
+            super().__init__(2, 2)
+            self.rates = [rate.item() for rate in torch.linspace(0, 1, 3)]
+            self.register_buffer("scale", torch.full((2,), 3.0), persistent=False)
+
+    torch.manual_seed(0)
+    network = Scaled()
+    content |= {"state_dict": network.state_dict()}
+    before = torch.get_rng_state()
+    rebuilt = checkpoints.rebuild(lambda name: Scaled(), content, "a.safetensors")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(rebuilt.weight, network.weight)
+    assert rebuilt.rates == [0, 0.5, 1] and rebuilt.scale.tolist() == [3, 3]
+    content["state_dict"] = {"weight": torch.zeros(3, 2), "bias": torch.zeros(3)}
+    with pytest.raises(RunError, match="weights of another network"):
+        checkpoints.rebuild(lambda name: Scaled(), content, "a.safetensors")
+
+
 def test_equal_structure():
     expected = {"a": [1, 2.5, None], "b": torch.zeros(2), "c": {"on": True, "name": "x"}}
     check_like(expected, {"a": [7, 3, None], "b": torch.ones(2), "c": expected["c"]})

@@ -124,6 +124,16 @@ def test_what_cannot_be_prepared_is_refused(graphs, compiled, monkeypatch, flags
         compilation.prepare(run, loader, **flags)
 
 
+def test_a_python_that_cannot_compile_is_refused(monkeypatch):
+    def refuse(*args, **options):
+        raise RuntimeError("torch.compile is not supported on Python 3.99+")
+
+    run, loader = fresh_run()
+    monkeypatch.setattr(run.model, "compile", refuse)
+    with pytest.raises(RunError, match="cannot be compiled here .torch.compile is not supported"):
+        compilation.prepare(run, loader, compile=True)
+
+
 def test_a_lack_of_memory_is_no_fault_of_the_network(graphs, monkeypatch):
     def fail(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -43,6 +43,23 @@ def test_the_model_itself_is_left_alone():
     assert not any(p.requires_grad for p in average.module.parameters())
 
 
+def test_a_tensor_of_two_names_is_averaged_once():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), norm := nn.BatchNorm1d(2), norm)
+    model[1].weight = model[0].weight
+    average = WeightAverage(model, 0.9)
+    before = {name: tensor.clone() for name, tensor in average.module.state_dict().items()}
+    drift(model, 1)
+    average.steps = 1000
+    average.update()
+    moved = [
+        (tensor - before[name]).unique().tolist()
+        for name, tensor in average.module.state_dict().items()
+        if tensor.is_floating_point()
+    ]
+    amounts = {round(amount, 4) for found in moved for amount in found}
+    assert amounts == {0.1}
+
+
 def test_two_operations_a_step():
     model = nn.Sequential(*(nn.BatchNorm1d(2) for _ in range(5)))
     average = WeightAverage(model, 0.9)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from fakes import exercise
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import models
 from models import blocks, convolutions, mirror
@@ -155,6 +156,13 @@ def test_an_untied_network_computes_the_same_with_ordinary_norms():
     )
     assert not any(isinstance(module, mirror.MirrorBatchNorm2d) for module in whole.modules())
     assert any(isinstance(module, mirror.MirrorBatchNorm2d) for module in network.modules())
+
+
+def test_the_index_is_where_the_weights_are():
+    """On a device that nobody has, with tensors that have no values."""
+    with FakeTensorMode(), torch.device("cuda"):
+        network = models.build("under25k")
+        assert network(torch.ones(2, 3, 32, 32)).device.type == "cuda"
 
 
 def test_a_network_of_absurd_size_takes_no_memory_until_its_weights_are_loaded():

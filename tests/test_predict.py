@@ -17,6 +17,13 @@ from data import pictures as pictures_module
 from training import checkpoint as checkpoints
 
 SAMPLE = 4  # an image of the built-in sample's validation split
+# Orientation 6, and a resolution in words, which Pillow reads and does not write.
+ODD_EXIF = (
+    b"MM\0*\0\0\0\x08\0\x02"
+    b"\x01\x12\0\x03\0\0\0\x01\0\x06\0\0"
+    b"\x01\x1a\0\x02\0\0\0\x03" + b"72\0\0"
+    b"\0\0\0\0"
+)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +119,13 @@ def test_exif_orientation_turns_the_picture_upright(orientation, pixels, tmp_pat
     exif = Image.Exif()
     exif[274] = orientation
     path = save(tmp_path / "a.png", stored.permute(1, 2, 0).contiguous(), exif=exif)
+    assert torch.equal(data.read_picture(path), pixels)
+
+
+@pytest.mark.parametrize("raw", [b"XX no directory", ODD_EXIF], ids=["damaged", "odd"])
+def test_exif_that_is_odd_or_damaged_costs_no_picture(raw, pixels, tmp_path):
+    stored = pixels.rot90(1, (1, 2)) if raw == ODD_EXIF else pixels
+    path = save(tmp_path / "a.png", stored.permute(1, 2, 0).contiguous(), exif=b"Exif\0\0" + raw)
     assert torch.equal(data.read_picture(path), pixels)
 
 

@@ -1,6 +1,7 @@
 """What a run says: its first lines, its pace, its progress bar, what it ran on."""
 
 import io
+import os
 import re
 import subprocess
 import sys
@@ -86,6 +87,21 @@ def test_summary_has_columns_whatever_the_names_and_draws_nothing():
     assert len({line.index("]") for line in rows}) == 1
 
 
+def test_a_network_that_torchsummary_cannot_list_has_its_counts(monkeypatch):
+    class Recurrent(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = torch.nn.LSTM(96, 4, bias=False)
+
+        def forward(self, x):
+            return self.lstm(x.flatten(1, 2).mT)[0]
+
+    monkeypatch.setattr(models, "build", lambda name: Recurrent())
+    first, *counts = report.summary("recurrent", {}).splitlines()
+    assert first == "torchsummary cannot list the layers of this network"
+    assert counts[0] == "Parameters: 1,600" and len(counts) == 2
+
+
 # ---------------------------------------------------------------------------- what the run runs on
 
 
@@ -107,6 +123,9 @@ def test_the_commit_and_whether_the_files_are_as_committed(tmp_path, monkeypatch
     commit = git(tmp_path, "rev-parse", "HEAD")
     assert report.checkout() == {"commit": commit, "clean": True}
     (tmp_path / "file").write_text("b")
+    assert report.checkout() == {"commit": commit, "clean": False}
+    git(tmp_path, "config", "core.quotePath", "false")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")).touch()  # a name that is no text
     assert report.checkout() == {"commit": commit, "clean": False}
     monkeypatch.setattr(report, "ROOT", tmp_path / "folder")
     (tmp_path / "folder").mkdir()

@@ -45,6 +45,12 @@ def test_recipes_have_names_and_flags_come_after_them():
     assert new_settings(given, CPU).recipe == replace(short, epochs=3)
 
 
+def test_a_config_that_no_checkpoint_can_hold_is_refused_before_the_training(monkeypatch):
+    monkeypatch.setattr(models, "config_dict", lambda name: {"words": 8192})
+    with pytest.raises(models.ModelError, match="config of under100k .* numbers up to 4096"):
+        new_settings(SAMPLE, CPU)
+
+
 @pytest.mark.parametrize("flags", [{"recipe": "short"}, {"recipe": "short", "epochs": 3}])
 def test_a_resumed_run_may_be_called_by_the_name_of_its_recipe(flags):
     given = {**SAMPLE, **flags}

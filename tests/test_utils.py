@@ -20,6 +20,12 @@ def test_macs_are_products_not_operations():
     assert utils.count_macs(nn.Conv2d(3, 4, 3, padding=1), (3, 8, 8)) == 3 * 4 * 9 * 64
 
 
+def test_commands_of_the_same_second_have_folders_of_their_own(tmp_path):
+    folders = [utils.new_folder(tmp_path / "runs" / "a-1") for _ in range(3)]
+    assert [folder.name for folder in folders] == ["a-1", "a-1-2", "a-1-3"]
+    assert all(folder.is_dir() for folder in folders)
+
+
 def test_an_error_of_the_user_is_one_line_and_status_2(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/some where/train.py"])
 

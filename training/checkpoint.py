@@ -183,6 +183,7 @@ def rebuild(build: Callable[..., nn.Module], content: dict[str, Any], path: Path
     """The network that the checkpoint loaded from `path` describes, with its weights, on the CPU.
 
     It is first built on the "meta" device, so that no config can allocate more than the file holds.
+    Leaves the random state unchanged.
 
     Args:
         build: makes a network from `content`'s "model" and "config", such as models.build.
@@ -191,16 +192,35 @@ def rebuild(build: Callable[..., nn.Module], content: dict[str, Any], path: Path
         RunError: no such network can be built, or the weights are those of another one.
     """
     try:
-        most = 2 * len(content["state_dict"])
-        with torch.device("meta"), _no_more_parameters_than(most), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a damaged config, which the next line refuses
-            model = build(content["model"], **content["config"])
         state = {name: _full_precision(tensor) for name, tensor in content["state_dict"].items()}
-        check_like(model.state_dict(), state, "state_dict")
-        model.load_state_dict(state, assign=True)
-    except MALFORMED as e:
-        reason = " ".join(str(e).split())
-        raise RunError(f"{path} holds weights of another network: {reason:.200}") from e
+        try:
+            _build_for(state, build, content, "meta")
+        except RuntimeError as error:
+            if "meta" not in str(error):
+                raise
+            # Its constructor reads numbers of tensors, so it can be built in memory only.
+        model = _build_for(state, build, content, "cpu")
+        model.load_state_dict(state)
+    except MALFORMED as error:
+        reason = " ".join(str(error).split())
+        raise RunError(f"{path} holds weights of another network: {reason:.200}") from error
+    return model
+
+
+def _build_for(
+    state: dict[str, Tensor], build: Callable[..., nn.Module], content: dict[str, Any], device: str
+) -> nn.Module:
+    """The network of `content` on a device, not yet with the weights; ValueError if `state` does
+    not fit it."""
+    with (
+        torch.device(device),
+        torch.random.fork_rng(devices=[]),
+        _no_more_parameters_than(2 * len(state)),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")  # of a damaged config, which is then refused
+        model = build(content["model"], **content["config"])
+    check_like(model.state_dict(), state, "state_dict")
     return model
 
 

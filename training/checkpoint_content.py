@@ -66,6 +66,11 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**31
 
 
+def is_config(value: Any) -> bool:
+    """Whether a checkpoint may hold this config of a network."""
+    return isinstance(value, dict) and all(map(_is_small, value.values()))
+
+
 def _is_small(value: Any) -> bool:
     """What a network's config may hold: no number that asks for gigabytes."""
     if isinstance(value, list | tuple):
@@ -109,7 +114,7 @@ def _is_history(value: Any) -> bool:
 
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     "model": _is_text,
-    "config": lambda value: isinstance(value, dict) and all(map(_is_small, value.values())),
+    "config": is_config,
     "state_dict": lambda value: (
         isinstance(value, dict)
         and len(value) > 0

@@ -77,8 +77,8 @@ def prepare(run: Run, loader: data.Loader, *, compile: bool = False, graph: bool
     shorter = [len(loader) - 1] if loader.images % loader.batch_size else []
     batches = [loader.example(batch) for batch in (0, *shorter)]
     if compile:
-        run.model.compile(dynamic=False)
         with explained("this network cannot be compiled here"):
+            run.model.compile(dynamic=False)
             for images, labels in batches:
                 passes(images, labels)
         run.model.zero_grad(set_to_none=True)

@@ -25,9 +25,11 @@ class WeightAverage:
         self.decay = decay
         self.steps = 0
         self.module = copy.deepcopy(model).requires_grad_(False)
-        # State dicts share memory with the networks, so these pairs stay up to date.
-        states = (self.module.state_dict(), model.state_dict())
-        pairs = [*zip(*(state.values() for state in states), strict=True)]
+        # State dicts hold the networks' own tensors, so these pairs stay up to date; one that has
+        # several names, such as a tied weight, is one pair.
+        states = (network.state_dict(keep_vars=True) for network in (self.module, model))
+        named = zip(*(state.values() for state in states), strict=True)
+        pairs = {id(average): (average, current) for average, current in named}.values()
         self._averages = [pair for pair in pairs if pair[0].is_floating_point()]
         self._counters = [pair for pair in pairs if not pair[0].is_floating_point()]
 

@@ -62,7 +62,9 @@ class Recipe:
         "largest change of saturation, contrast, brightness", default=0.0, at_most=data.MAX_COLOUR
     )
     distillation: float = setting("weight of --teacher in the loss", default=0.9, at_most=1)
-    temperature: float = setting("of the softmax in distillation", default=2.0, above=0)
+    temperature: float = setting(
+        "of the softmax in distillation", default=2.0, above=0, at_most=100
+    )
 
     def __post_init__(self) -> None:
         check(self, RecipeError)

@@ -41,10 +41,14 @@ def summary(model: str, config: dict[str, Any]) -> str:
     with torch.random.fork_rng(devices=[]):
         network = models.build(model, **config).eval()  # torchsummary keeps the mode
         macs = utils.count_macs(network, IMAGE_SIZE)
-        with redirect_stdout(table):
-            torchsummary.summary(network, IMAGE_SIZE, device="cpu")
+        try:
+            with redirect_stdout(table):
+                torchsummary.summary(network, IMAGE_SIZE, device="cpu")
+            layers = aligned(table.getvalue().splitlines())
+        except AttributeError:  # a layer returns more than tensors, as nn.LSTM does
+            layers = ["torchsummary cannot list the layers of this network"]
     lines = [
-        *aligned(table.getvalue().splitlines()),
+        *layers,
         f"Parameters: {utils.count_parameters(network):,}",
         f"Multiply-accumulates per image: {macs / 1e6:.1f} million",
     ]
@@ -105,12 +109,12 @@ def checkout() -> dict[str, Any]:
     git = ["git", "--no-optional-locks", "-C", str(ROOT)]
     try:
         commit, changes = (
-            subprocess.run([*git, *words], capture_output=True, text=True, check=True, timeout=10)
+            subprocess.run([*git, *words], capture_output=True, check=True, timeout=10).stdout
             for words in (("rev-parse", "HEAD"), ("status", "--porcelain"))
         )
     except (OSError, subprocess.SubprocessError):
         return {}
-    return {"commit": commit.stdout.strip(), "clean": not changes.stdout}
+    return {"commit": commit.decode().strip(), "clean": not changes}
 
 
 # ------------------------------------------------------------------------------------- first lines

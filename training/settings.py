@@ -14,6 +14,7 @@ import models
 import utils
 from training import checkpoint as checkpoints
 from training import devices, run_folder
+from training.checkpoint_content import MAX_CONFIG_NUMBER, is_config
 from training.flags import check_types, flag, setting, with_flags
 from training.optimizer import build_optimizer
 from training.recipe import NAMES, Recipe, named_recipe
@@ -113,6 +114,11 @@ def new_settings(given: dict[str, Any], device: torch.device) -> Settings:
     """The settings of a new run: the flags, and the network's own recipe for the rest."""
     options = with_flags(Options(), given)
     model, config = network_of(given)
+    if not is_config(config):
+        raise models.ModelError(
+            f"the config of {model} does not fit into a checkpoint, which holds numbers up to"
+            f" {MAX_CONFIG_NUMBER}, short texts, and lists of them"
+        )
     recipe = with_flags(named_recipe(model, config, options.recipe), given)
     # These raise for what the network or the device cannot do, before any data is looked for.
     build_optimizer(models.build(model, **config), recipe)
@@ -237,8 +243,8 @@ def read_plan(folder: Path | None, given: dict[str, Any], device: torch.device) 
     requested = find_requested(given, folder)
     if requested is None or folder is None:
         settings = new_settings(given, device)
-        new = RUNS / f"{settings.model}-{datetime.now():%Y%m%d-%H%M%S}"
-        return Plan(settings, folder or new)
+        name = f"{settings.model}-{datetime.now():%Y%m%d-%H%M%S}"
+        return Plan(settings, folder or utils.new_folder(RUNS / name))
     checkpoint, resumed = run_folder.load_latest(requested)
     settings = resumed_settings(checkpoint, given, resumed)
     checkpoints.rebuild(models.build, checkpoint, resumed)  # refuses weights of another network
