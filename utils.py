@@ -169,13 +169,10 @@ def make_folder(path: Path) -> None:
 
 
 def new_folder(path: Path) -> Path:
-    """Create a folder that did not exist: `path`, or where it exists, `path`-2, `path`-3, ...
-
-    Returns:
-        the folder.
+    """Create a folder: `path`, or if that exists, `path`-2, `path`-3, ... Returns the folder.
 
     Raises:
-        RunError: it cannot be created or written to.
+        RunError, OSError: it cannot be created.
     """
     make_folder(path.parent)
     folder, number = path, 1
@@ -186,6 +183,12 @@ def new_folder(path: Path) -> Path:
         except FileExistsError:
             number += 1
             folder = path.with_name(f"{path.name}-{number}")
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove a folder in which nothing was saved."""
+    with suppress(OSError):  # it holds files, or is gone
+        folder.rmdir()
 
 
 def write_atomically(path: Path, content: bytes, *, keep_as: str | None = None) -> None:

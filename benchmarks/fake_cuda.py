@@ -32,7 +32,7 @@ from training.run import Run, build_loader, build_run
 from training.settings import Settings
 
 CUDA = torch.device("cuda")
-BATCH = 20  # images; no number of channels. The counts do not depend on it
+BATCH = 20  # images: no layer has as many channels. The counts do not depend on it
 ITEM = torch.ops.aten._local_scalar_dense.default
 RECORDED = ("forward", "loss", "backward")  # the parts of a step in a graph
 NO_KERNEL = {

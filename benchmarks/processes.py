@@ -55,6 +55,6 @@ def run_child(command: list[str], **environment: str) -> str:
     )
     if child.returncode:
         lines = ["no message", *child.stderr.strip().splitlines()]
-        reason = next((line for line in lines if "error: " in line), lines[-1])
+        reason = next((line for line in lines if "error: " in line.lower()), lines[-1])
         raise utils.RunError(f"the measured program failed: {reason}")
     return child.stdout

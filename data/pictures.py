@@ -100,6 +100,7 @@ def decode(path: Path, *, whole: bool) -> Image.Image:
 
 def turn_upright(image: Image.Image) -> None:
     """Turn the image as its EXIF orientation says, if its EXIF can be read."""
+    image.load()  # or getexif does so for a PNG, and damaged pixels would pass below
     try:
         image.getexif()
     except Exception:  # of any kind, as in decode; the pixels may be intact

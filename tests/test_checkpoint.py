@@ -295,13 +295,14 @@ def test_weights_in_half_precision_compute_in_full(content):
         torch.testing.assert_close(rebuilt[name], tensor, rtol=1e-3, atol=1e-6)
 
 
-def test_a_network_that_needs_memory_to_be_built(content):
-    """Its constructor reads a number, and it keeps one that a checkpoint does not hold."""
+@pytest.mark.parametrize("read", [lambda x: [i.item() for i in x], lambda x: x.numpy().tolist()])
+def test_a_network_that_needs_memory_to_be_built(content, read):
+    """Its constructor reads numbers, and it keeps some that a checkpoint does not hold."""
 
     class Scaled(torch.nn.Linear):
         def __init__(self):
             super().__init__(2, 2)
-            self.rates = [rate.item() for rate in torch.linspace(0, 1, 3)]
+            self.rates = read(torch.linspace(0, 1, 3))
             self.register_buffer("scale", torch.full((2,), 3.0), persistent=False)
 
     torch.manual_seed(0)

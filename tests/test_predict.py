@@ -129,6 +129,15 @@ def test_exif_that_is_odd_or_damaged_costs_no_picture(raw, pixels, tmp_path):
     assert torch.equal(data.read_picture(path), pixels)
 
 
+def test_a_png_with_damaged_pixels_is_refused(pixels, tmp_path):
+    path = save(tmp_path / "a.png", pixels.permute(1, 2, 0).contiguous())
+    raw = bytearray(path.read_bytes())
+    raw[200:220] = bytes(range(20))
+    path.write_bytes(raw)
+    with pytest.raises(data.PictureError, match="a damaged one"):
+        data.read_picture(path)
+
+
 def test_the_square_at_the_centre_counts(tmp_path):
     wide = np.zeros((20, 100, 3), np.uint8)
     wide[:, 40:60] = (0, 200, 0)

@@ -87,19 +87,31 @@ def test_summary_has_columns_whatever_the_names_and_draws_nothing():
     assert len({line.index("]") for line in rows}) == 1
 
 
-def test_a_network_that_torchsummary_cannot_list_has_its_counts(monkeypatch):
-    class Recurrent(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.lstm = torch.nn.LSTM(96, 4, bias=False)
+class Around(torch.nn.Module):
+    """A network of one layer, and how it calls the layer."""
 
-        def forward(self, x):
-            return self.lstm(x.flatten(1, 2).mT)[0]
+    def __init__(self, layer, call):
+        super().__init__()
+        self.layer, self.call = layer, call
 
-    monkeypatch.setattr(models, "build", lambda name: Recurrent())
-    first, *counts = report.summary("recurrent", {}).splitlines()
+    def forward(self, x):
+        return self.call(self.layer, x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "call", "parameters"),
+    [
+        (torch.nn.LSTM(96, 4, bias=False), lambda lstm, x: lstm(x.flatten(1, 2).mT)[0], 1_600),
+        (torch.nn.Linear(32, 2), lambda linear, x: linear(input=x), 66),
+    ],
+)
+def test_a_network_that_torchsummary_cannot_list_has_its_counts(
+    monkeypatch, layer, call, parameters
+):
+    monkeypatch.setattr(models, "build", lambda name: Around(layer, call))
+    first, *counts = report.summary("around", {}).splitlines()
     assert first == "torchsummary cannot list the layers of this network"
-    assert counts[0] == "Parameters: 1,600" and len(counts) == 2
+    assert counts[0] == f"Parameters: {parameters:,}" and len(counts) == 2
 
 
 # ---------------------------------------------------------------------------- what the run runs on

@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,9 +16,16 @@ import models
 import utils
 from train import parse_arguments
 from training import checkpoint as checkpoints
+from training import settings as settings_file
 from training.interruption import resume_command
 from training.recipe import RECIPES, named_recipe
-from training.settings import find_folder, find_requested, new_settings, resumed_settings
+from training.settings import (
+    find_folder,
+    find_requested,
+    make_plan,
+    new_settings,
+    resumed_settings,
+)
 
 CPU = torch.device("cpu")
 SAMPLE = {"data": "sample"}
@@ -43,6 +51,15 @@ def test_recipes_have_names_and_flags_come_after_them():
     assert new_settings({**SAMPLE, "recipe": "short"}, CPU).recipe == short
     given = {**SAMPLE, "recipe": "short", "epochs": 3}
     assert new_settings(given, CPU).recipe == replace(short, epochs=3)
+
+
+def test_a_new_run_has_a_folder_of_its_own_that_goes_if_it_stays_empty(tmp_path, monkeypatch):
+    monkeypatch.setattr(settings_file, "RUNS", tmp_path / "runs")
+    with ExitStack() as locks:
+        used, unused = (make_plan(SAMPLE, CPU, locks).output for _ in range(2))
+        assert used != unused and used.is_dir() and unused.is_dir()
+        (used / "last.safetensors").touch()
+    assert list((tmp_path / "runs").iterdir()) == [used]
 
 
 def test_a_config_that_no_checkpoint_can_hold_is_refused_before_the_training(monkeypatch):

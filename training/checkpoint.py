@@ -182,8 +182,9 @@ def _check_header(path: Path) -> None:
 def rebuild(build: Callable[..., nn.Module], content: dict[str, Any], path: Path) -> nn.Module:
     """The network that the checkpoint loaded from `path` describes, with its weights, on the CPU.
 
-    It is first built on the "meta" device, so that no config can allocate more than the file holds.
-    Leaves the random state unchanged.
+    It is first built on the "meta" device, so that a config that does not fit the weights is
+    refused before it takes memory, unless its network cannot be built there. Leaves the random
+    state unchanged.
 
     Args:
         build: makes a network from `content`'s "model" and "config", such as models.build.
@@ -195,10 +196,10 @@ def rebuild(build: Callable[..., nn.Module], content: dict[str, Any], path: Path
         state = {name: _full_precision(tensor) for name, tensor in content["state_dict"].items()}
         try:
             _build_for(state, build, content, "meta")
-        except RuntimeError as error:
-            if "meta" not in str(error):
+        except (RuntimeError, TypeError) as error:
+            if "meta" not in str(error).lower():
                 raise
-            # Its constructor reads numbers of tensors, so it can be built in memory only.
+            # Its constructor reads numbers from tensors, and on "meta" they have none.
         model = _build_for(state, build, content, "cpu")
         model.load_state_dict(state)
     except MALFORMED as error:

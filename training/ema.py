@@ -25,8 +25,8 @@ class WeightAverage:
         self.decay = decay
         self.steps = 0
         self.module = copy.deepcopy(model).requires_grad_(False)
-        # State dicts hold the networks' own tensors, so these pairs stay up to date; one that has
-        # several names, such as a tied weight, is one pair.
+        # State dicts hold the networks' own tensors, so these pairs stay up to date. A tensor with
+        # several names, such as a tied weight, makes one pair.
         states = (network.state_dict(keep_vars=True) for network in (self.module, model))
         named = zip(*(state.values() for state in states), strict=True)
         pairs = {id(average): (average, current) for average, current in named}.values()

@@ -45,7 +45,7 @@ def summary(model: str, config: dict[str, Any]) -> str:
             with redirect_stdout(table):
                 torchsummary.summary(network, IMAGE_SIZE, device="cpu")
             layers = aligned(table.getvalue().splitlines())
-        except AttributeError:  # a layer returns more than tensors, as nn.LSTM does
+        except (AttributeError, IndexError, ValueError):  # a layer not from tensor to tensor
             layers = ["torchsummary cannot list the layers of this network"]
     lines = [
         *layers,

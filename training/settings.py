@@ -222,8 +222,10 @@ def make_plan(given: dict[str, Any], device: torch.device, locks: ExitStack) -> 
     If the folder already holds a run, it is locked before anything in it is read, so that no other
     training can change it in between.
 
+    Without --output a new run's folder is created, so that no other command takes its name.
+
     Args:
-        locks: receives the lock, if it is taken.
+        locks: receives the lock, if it is taken, and the removal of a new folder that stays empty.
 
     Raises:
         utils.RunError, data.DataError, models.ModelError, RecipeError: the plan is impossible.
@@ -232,6 +234,9 @@ def make_plan(given: dict[str, Any], device: torch.device, locks: ExitStack) -> 
     if folder is None or not (folder / run_folder.LOCK).exists():
         # An impossible plan is refused before a lock file is left behind.
         plan = read_plan(folder, given, device)
+        if folder is None:
+            plan = replace(plan, output=utils.new_folder(plan.output))
+            locks.callback(utils.remove_if_empty, plan.output)
         if plan.requested is None or plan.requested.parent != folder:
             return plan
     locks.enter_context(run_folder.locked(folder))
@@ -244,7 +249,7 @@ def read_plan(folder: Path | None, given: dict[str, Any], device: torch.device) 
     if requested is None or folder is None:
         settings = new_settings(given, device)
         name = f"{settings.model}-{datetime.now():%Y%m%d-%H%M%S}"
-        return Plan(settings, folder or utils.new_folder(RUNS / name))
+        return Plan(settings, folder or RUNS / name)
     checkpoint, resumed = run_folder.load_latest(requested)
     settings = resumed_settings(checkpoint, given, resumed)
     checkpoints.rebuild(models.build, checkpoint, resumed)  # refuses weights of another network
