@@ -379,6 +379,7 @@ def test_normalisation_is_the_checkpoints(run, program, tmp_path):
         (["--learning-rate", "--seed", "1"], "--learning-rate expected one argument"),
         (["--learning-rate", "nan"], "--learning-rate nan: choose more than 0"),
         (["--learning-rate", "1" + "0" * 400], ": choose more than 0"),
+        (["--temperature", "1e200"], "--temperature 1e200: choose more than 0, at most 100"),
         (["--weight-decay", "inf"], "--weight-decay inf: choose 0 or more"),
         (["--momentum", "1"], "--momentum 1: choose 0 to less than 1"),
         (["--label-smoothing", "1"], "--label-smoothing 1: choose 0 to less than 1"),

@@ -58,7 +58,7 @@ def test_baseline_recipe_is_the_notebooks():
         "mixup": [-0.1, 0.51, float("nan")],
         "mixup_until": [-0.1, 1.1, float("nan")],
         "distillation": [-0.1, 1.01, float("nan")],
-        "temperature": [0.0, -1.0, float("nan")],
+        "temperature": [0.0, -1.0, 100.5, float("nan")],
     }.items(),
 )
 def test_values_out_of_range_are_refused_by_name(field, values):

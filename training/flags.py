@@ -44,7 +44,8 @@ class Setting:
             *others, last = self.choices
             return f"{', '.join(others)} or {last}" if others else last
         if self.above is not None:
-            return f"more than {self.above}"
+            most = "" if self.at_most == LARGEST else f", at most {self.at_most}"
+            return f"more than {self.above}{most}"
         if self.below is not None:
             return f"{self.at_least} to less than {self.below}"
         if self.at_most == LARGEST:
