@@ -92,8 +92,7 @@ class PointwiseConv2d(TiedModule, nn.Conv2d):
             return
         if groups == 1:
             parts = matrix[: out_channels // 2].unflatten(1, (2, -1)).transpose(0, 1)  # A and B
-            if not matrix.is_meta:  # where arithmetic would import torch._dynamo: a second
-                parts = torch.stack([parts[0] + parts[1], parts[0] - parts[1]])
+            parts = torch.stack([parts[0] + parts[1], parts[0] - parts[1]])
             self.tie("weight", parts, even_and_odd)
         else:
             self.tie("weight", matrix[: out_channels // 2], repeated)

@@ -90,8 +90,8 @@ class TiedTensors(nn.Module):
     that are computed once.
     """
 
-    indices: Tensor | None
-    weights: Tensor | None
+    indices: Tensor
+    weights: Tensor
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -100,15 +100,7 @@ class TiedTensors(nn.Module):
         self.norms: list[Any] = [module for module in modules if isinstance(module, nn.BatchNorm2d)]
         # Norms last: mixed precision casts kernels and biases of convolutions, and no others.
         self.members = sorted(members, key=lambda member: isinstance(member[0], nn.BatchNorm2d))
-        self.register_buffer("indices", None, persistent=False)
-        self.register_buffer("weights", None, persistent=False)
-        # On "meta" a network may have any size, so the index waits for its weights.
-        self.register_load_state_dict_post_hook(TiedTensors._index_after_loading)
-        if members and not any(p.is_meta for p in network.parameters()):
-            self._index()
-
-    def _index_after_loading(self, *_: object) -> None:
-        if self.members and self.indices is None:
+        if members:
             self._index()
 
     def _index(self) -> None:
@@ -140,12 +132,11 @@ class TiedTensors(nn.Module):
         )
         module, name = self.members[0]
         device = getattr(module, name).device
-        self.indices = torch.cat([first, second]).to(device)
-        self.weights = torch.stack(weights).to(device)
+        self.register_buffer("indices", torch.cat([first, second]).to(device), persistent=False)
+        self.register_buffer("weights", torch.stack(weights).to(device), persistent=False)
 
     def _complete_tensors(self) -> list[Tensor]:
         """The complete tensor of each member."""
-        assert self.indices is not None and self.weights is not None
         row = torch.cat([as_nhwc(getattr(m, name)).flatten() for m, name in self.members])
         row = (row.index_select(0, self.indices).view_as(self.weights) * self.weights).sum(0)
         convs, norms = row.split([sum(self.conv_sizes), sum(self.norm_sizes)])

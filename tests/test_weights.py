@@ -1,8 +1,6 @@
 """What test.py, predict.py and export.py share: no weights and no images are taken for better than
 they are."""
 
-import subprocess
-import sys
 
 import pytest
 from fakes import ROOT
@@ -72,15 +70,3 @@ def test_results_that_are_not_finite_are_none(
         f"{script}: error: the weights in {path} give infinite or NaN results:"
         " use another checkpoint\n"
     )
-
-
-def test_a_network_is_rebuilt_without_the_compiler(weights):
-    """PyTorch imports torch._dynamo for some operations on "meta" tensors, which takes a second."""
-    code = f"""if True:
-        import sys
-        from pathlib import Path
-        from training.weights import load_network
-        load_network(Path({str(weights)!r}))
-        sys.exit("torch._dynamo" in sys.modules)
-    """
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -182,8 +182,7 @@ def _check_header(path: Path) -> None:
 def rebuild(build: Callable[..., nn.Module], content: dict[str, Any], path: Path) -> nn.Module:
     """The network that the checkpoint loaded from `path` describes, with its weights, on the CPU.
 
-    It is first built on the "meta" device, so that a config that does not fit the weights is
-    refused before it takes memory, unless its network cannot be built there. Leaves the random
+    A config that is too large for the weights is refused before it takes memory. Leaves the random
     state unchanged.
 
     Args:
@@ -194,34 +193,19 @@ def rebuild(build: Callable[..., nn.Module], content: dict[str, Any], path: Path
     """
     try:
         state = {name: _full_precision(tensor) for name, tensor in content["state_dict"].items()}
-        try:
-            _build_for(state, build, content, "meta")
-        except (RuntimeError, TypeError) as error:
-            if "meta" not in str(error).lower():
-                raise
-            # Its constructor reads numbers from tensors, and on "meta" they have none.
-        model = _build_for(state, build, content, "cpu")
+        with (
+            torch.device("cpu"),
+            torch.random.fork_rng(devices=[]),
+            _no_larger_than(state),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")  # of a damaged config, which is then refused
+            model = build(content["model"], **content["config"])
+        check_like(model.state_dict(), state, "state_dict")
         model.load_state_dict(state)
     except MALFORMED as error:
         reason = " ".join(str(error).split())
         raise RunError(f"{path} holds weights of another network: {reason:.200}") from error
-    return model
-
-
-def _build_for(
-    state: dict[str, Tensor], build: Callable[..., nn.Module], content: dict[str, Any], device: str
-) -> nn.Module:
-    """The network of `content` on a device, not yet with the weights; ValueError if `state` does
-    not fit it."""
-    with (
-        torch.device(device),
-        torch.random.fork_rng(devices=[]),
-        _no_more_parameters_than(2 * len(state)),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")  # of a damaged config, which is then refused
-        model = build(content["model"], **content["config"])
-    check_like(model.state_dict(), state, "state_dict")
     return model
 
 
@@ -232,15 +216,19 @@ def _full_precision(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def _no_more_parameters_than(count: int) -> Iterator[None]:
-    """ValueError as soon as the network being built has more parameters than `count`."""
-    left = count
+def _no_larger_than(state: dict[str, Tensor]) -> Iterator[None]:
+    """ValueError as soon as the network being built is much larger than its weights in `state`.
+
+    A constructor may replace a kernel, as tied layers do, so it may make more than it keeps.
+    """
+    parameters, numbers = 2 * len(state), 10 * sum(tensor.numel() for tensor in state.values())
 
     def hook(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise ValueError("it has more layers than the file has weights")
+        nonlocal parameters, numbers
+        parameters -= 1
+        numbers -= 0 if parameter is None else parameter.numel()
+        if parameters < 0 or numbers < 0:
+            raise ValueError("it is larger than the file's weights")
 
     with register_module_parameter_registration_hook(hook):
         yield
