@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 import data
-import models
 import utils
 from models.mirror import untied
 from training import engine, onnx_files, weights
@@ -189,4 +188,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    utils.run_script(main, data.DataError, models.ModelError, OSError)
+    utils.run_script(main, data.DataError, OSError)

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 import data
-import models
 import plots
 import utils
 from training import weights
@@ -165,4 +164,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    utils.run_script(main, models.ModelError, OSError)
+    utils.run_script(main, OSError)

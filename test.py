@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 import data
-import models
 import plots
 import utils
 from models import explain
@@ -164,7 +163,7 @@ def report(
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     device = devices.pick_device(arguments.device)
-    precision = devices.pick_precision(arguments.precision, device)
+    precision = devices.PRECISIONS[devices.pick_precision(arguments.precision, device)]
     # CUDA's default rounds fp32 to TF32.
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     with devices.refusing_lack_of_memory(device, "choose another --device"):
@@ -200,4 +199,4 @@ def score(arguments: argparse.Namespace, device: torch.device, precision: torch.
 
 
 if __name__ == "__main__":
-    utils.run_script(main, data.DataError, models.ModelError, OSError)
+    utils.run_script(main, data.DataError, OSError)

@@ -99,8 +99,7 @@ def execute(plan: Plan, given: dict[str, Any], device: torch.device, locks: Exit
     elif settings.weights:
         run.start_from(load_again(settings.weights[0], "--weights"))
     if is_main:
-        wanted = given.get("data", "auto") if plan.requested is None else settings.source
-        announce(run, loader, eval_loader, output, wanted)
+        announce(run, loader, eval_loader, output)
     board = None
     if is_main and given.get("tensorboard"):
         board = tensorboard.Board(run, output / "tensorboard")
@@ -122,11 +121,9 @@ def execute(plan: Plan, given: dict[str, Any], device: torch.device, locks: Exit
         print(SAMPLE_WARNING)
 
 
-def announce(
-    run: Run, loader: data.Loader, eval_loader: data.Loader | None, output: Path, wanted: str
-) -> None:
-    """Print and save what the run is about to do; `wanted`: the value of --data."""
-    print(report.first_lines(run, loader, eval_loader, output, wanted), flush=True)
+def announce(run: Run, loader: data.Loader, eval_loader: data.Loader | None, output: Path) -> None:
+    """Print and save what the run is about to do."""
+    print(report.first_lines(run, loader, eval_loader, output), flush=True)
     settings = run.settings
     environment = report.environment(run.device)
     utils.write_json(output / "config.json", {**asdict(settings), "environment": environment})

@@ -109,7 +109,7 @@ def settings_for(
     model: str,
     recipe: Recipe,
     split: data.Split,
-    precision: torch.dtype,
+    precision: str,
     *,
     seed: int = 0,
     **config: object,
@@ -121,13 +121,13 @@ def settings_for(
         recipe=replace(recipe, batch_size=min(recipe.batch_size, len(split))),
         source=split.source,
         eval_split="none",
-        precision=devices.precision_name(precision),
+        precision=precision,
         seed=seed,
     )
 
 
 def training_loader(
-    model: str, recipe: Recipe, split: data.Split, device: torch.device, precision: torch.dtype
+    model: str, recipe: Recipe, split: data.Split, device: torch.device, precision: str
 ) -> data.Loader:
     """The batches that the network trains on by `recipe`."""
     settings = settings_for(model, recipe, split, precision)
@@ -241,7 +241,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "cores": cores,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "precision": devices.precision_name(devices.pick_precision("auto", device)),
+        "precision": devices.pick_precision("auto", device),
         "preloaded": [Path(library).name for library in preloaded],
         "system": platform.system(),
         "python": platform.python_version(),

@@ -58,7 +58,7 @@ class Conditions:
     quick: bool
 
     @property
-    def precision(self) -> torch.dtype:
+    def precision(self) -> str:
         return devices.pick_precision("auto", self.device)
 
     def images_per_second(
@@ -96,12 +96,12 @@ def measure_data(conditions: Conditions) -> list[Row]:
     split, device, precision = conditions.split, conditions.device, conditions.precision
     default = models.names()[0]
     plain, full = RECIPES[reference.MODEL], RECIPES[default]
-    name, size = devices.precision_name(precision), reference.BATCH_SIZE
-    fp32, trained = "our loader, fp32", f"our loader, {name}"
+    size = reference.BATCH_SIZE
+    fp32, trained = "our loader, fp32", f"our loader, {precision}"
     pil = "PIL transforms, DataLoader of {} workers"
     loader = common.training_loader
     sources: dict[str, Callable[[], Iterable[tuple[Tensor, Tensor]]]] = {
-        fp32: functools.partial(loader, reference.MODEL, plain, split, device, torch.float32),
+        fp32: functools.partial(loader, reference.MODEL, plain, split, device, "fp32"),
         trained: functools.partial(loader, reference.MODEL, plain, split, device, precision),
         f"{trained}, augmented for {default}": functools.partial(
             loader, default, full, split, device, precision
@@ -191,7 +191,7 @@ def measure_shares(conditions: Conditions) -> list[Row]:
 
 
 def measure_inference(conditions: Conditions) -> list[Row]:
-    device, precision = conditions.device, conditions.precision
+    device, precision = conditions.device, devices.PRECISIONS[conditions.precision]
     networks: dict[str, nn.Module] = {name: models.build(name) for name in models.names()}
     networks["ResNet-20"] = ResNet20()
 

@@ -2,15 +2,8 @@
 
 from data.augment import (
     FLIPS,
-    MAX_COLOUR,
-    MAX_CROP_PADDING,
-    MAX_CUTOUT,
-    MAX_MIXUP,
-    MAX_ROTATION,
     PADDING_MODES,
     Augmentation,
-    cutout,
-    mix,
     normalize,
 )
 from data.batch_files import DEFAULT_DIRECTORY, SOURCES, DataError, find
@@ -22,11 +15,6 @@ __all__ = [
     "CLASSES",
     "DEFAULT_DIRECTORY",
     "FLIPS",
-    "MAX_COLOUR",
-    "MAX_CROP_PADDING",
-    "MAX_CUTOUT",
-    "MAX_MIXUP",
-    "MAX_ROTATION",
     "MEAN",
     "NORMALIZATION",
     "PADDING_MODES",
@@ -37,11 +25,9 @@ __all__ = [
     "Loader",
     "PictureError",
     "Split",
-    "cutout",
     "find",
     "load",
     "load_splits",
-    "mix",
     "normalize",
     "read_picture",
 ]

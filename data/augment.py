@@ -4,58 +4,24 @@ Their random numbers are arguments, so that each can be tested against a slow re
 draws the random numbers of an epoch and combines padding, crop and flip into one gather.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-
-from data.batch_files import DataError
 
 PADDING_MODES = ("reflect", "zeros")
 FLIPS = ("none", "random", "alternating")
-MAX_CROP_PADDING, MAX_CUTOUT = 31, 32  # pixels
-MAX_MIXUP = 0.5
-MAX_ROTATION, MAX_COLOUR = 180, 1  # degrees; share
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The augmentation of each training image. Raises DataError for invalid values."""
+    """The augmentation of each training image; by default none."""
 
-    crop_padding: int = 4  # pixels added on each side before the random crop, 0 = no crop
+    crop_padding: int = 0  # pixels added on each side before the random crop, 0 = no crop
     padding_mode: str = "reflect"  # what the padding shows: the mirrored image, or zeros (black)
-    flip: str = "random"  # horizontal: drawn in every epoch, or drawn once and then alternating
+    flip: str = "none"  # horizontal: drawn in every epoch, or drawn once and then alternating
     cutout: int = 0  # side of the blanked square in pixels, 0 = none
     mixup: float = 0.0  # largest share of a second image and its label
-    rotation: float = 0.0  # largest angle in degrees, either way
-    colour: float = 0.0  # largest change of saturation, contrast (factors) and brightness
-
-    def __post_init__(self) -> None:
-        if self.padding_mode not in PADDING_MODES:
-            raise DataError(_not_one_of("padding mode", self.padding_mode, PADDING_MODES))
-        if self.flip not in FLIPS:
-            raise DataError(_not_one_of("flip", self.flip, FLIPS))
-        if not 0 <= self.crop_padding <= MAX_CROP_PADDING:
-            raise DataError(
-                f"crop padding {self.crop_padding}: choose 0 to {MAX_CROP_PADDING} pixels"
-            )
-        if not 0 <= self.cutout <= MAX_CUTOUT:
-            raise DataError(f"cutout {self.cutout}: choose 0 to {MAX_CUTOUT} pixels")
-        if not 0 <= self.mixup <= MAX_MIXUP:
-            raise DataError(f"mixup {self.mixup}: choose 0 to {MAX_MIXUP}")
-        if not 0 <= self.rotation <= MAX_ROTATION:
-            raise DataError(f"rotation {self.rotation}: choose 0 to {MAX_ROTATION} degrees")
-        if not 0 <= self.colour <= MAX_COLOUR:
-            raise DataError(f"colour {self.colour}: choose 0 to {MAX_COLOUR}")
-
-
-NO_AUGMENTATION = Augmentation(crop_padding=0, flip="none", cutout=0)
-
-
-def _not_one_of(what: str, value: object, choices: Sequence[str]) -> str:
-    return f"unknown {what} {value!r}: choose one of {', '.join(choices)}"
 
 
 def source_indices(start: Tensor, size: int, mode: str, mirrored: Tensor | None = None) -> Tensor:
@@ -78,26 +44,6 @@ def mix(images: Tensor, others: Tensor, share: Tensor) -> Tensor:
     """Blend floating-point tensors (N, ...): `share` (N,) of `others`, the rest of `images` (mixup,
     Zhang et al. 2018, https://arxiv.org/abs/1710.09412)."""
     return images.lerp(others, share.to(images.dtype).view(-1, *[1] * (images.ndim - 1)))
-
-
-def rotate(images: Tensor, angles: Tensor) -> Tensor:
-    """Rotate floating-point images (N, C, H, W) about their centres by `angles` (N,), in radians,
-    with bilinear interpolation; outside, the image is mirrored at its edge. The result is
-    float32."""
-    cos, sin, zero = angles.cos(), angles.sin(), torch.zeros_like(angles)
-    matrices = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3)
-    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
-    return F.grid_sample(images.float(), grid, padding_mode="reflection", align_corners=False)
-
-
-def recolour(pixels: Tensor, saturation: Tensor, contrast: Tensor, brightness: Tensor) -> Tensor:
-    """Change the colours of normalised images (N, H, W, 3): each pixel's distance from grey by the
-    factor `saturation`, all values by the factor `contrast`, then plus `brightness`; (N,) each."""
-    saturation, contrast, brightness = (
-        numbers.to(pixels.dtype).view(-1, 1, 1, 1) for numbers in (saturation, contrast, brightness)
-    )
-    grey = pixels.mean(-1, keepdim=True)
-    return torch.addcmul(brightness, grey.lerp(pixels, saturation), contrast)
 
 
 def within(start: Tensor, length: int, size: int) -> Tensor:

@@ -5,7 +5,6 @@ batch, and a few tensor operations normalise it there (`augment.py`). There are 
 and no per-image Python.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,12 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.augment import (
-    NO_AUGMENTATION,
     Augmentation,
     cutout,
     mix,
-    recolour,
-    rotate,
     source_indices,
     within,
 )
@@ -38,8 +34,6 @@ class _Epoch:
     cut_rows: Tensor  # (N, H) of the images' dtype: 1 inside the cutout, else 0
     cut_columns: Tensor  # (N, W) likewise
     share: Tensor  # (N,): share of the second image in mixup
-    angle: Tensor  # (N,): of the rotation, in radians
-    colours: Tensor  # (N, 3): saturation, contrast, brightness
 
 
 def _generator(stream: int, seed: int, epoch: int) -> torch.Generator:
@@ -104,7 +98,7 @@ class Loader:
     ) -> None:
         _check(split, batch_size, seed, world_size)
         self.batch_size = batch_size
-        self.augmentation = augmentation or NO_AUGMENTATION
+        self.augmentation = augmentation or Augmentation()
         self.seed = seed
         self.device = torch.device(device)
         self.dtype = dtype
@@ -209,10 +203,7 @@ class Loader:
         share = augmentation.mixup * torch.rand(n, generator=generator)
         if self.mixup_epochs is not None and epoch >= self.mixup_epochs:
             share.zero_()
-        angle = math.radians(augmentation.rotation) * (2 * torch.rand(n, generator=generator) - 1)
-        colours = augmentation.colour * (2 * torch.rand(n, 3, generator=generator) - 1)
-        colours += torch.tensor([1.0, 1.0, 0.0])
-        drawn = (index, crop_top, crop_left, coin, cutout_top, cutout_left, share, angle, colours)
+        drawn = (index, crop_top, crop_left, coin, cutout_top, cutout_left, share)
         return self._prepare(*(numbers.to(self.device) for numbers in drawn))
 
     def _prepare(
@@ -224,8 +215,6 @@ class Loader:
         cutout_top: Tensor,
         cutout_left: Tensor,
         share: Tensor,
-        angle: Tensor,
-        colours: Tensor,
     ) -> _Epoch:
         """Everything that does not need the pixels, for the complete epoch at once: on a GPU this
         costs no more than one batch's operations."""
@@ -243,8 +232,6 @@ class Loader:
             within(cutout_top, augmentation.cutout, size).to(self.dtype),
             within(cutout_left, augmentation.cutout, size).to(self.dtype),
             share,
-            angle,
-            colours,
         )
 
     def _augmented(self, epoch: _Epoch, part: slice) -> tuple[Tensor, Tensor]:
@@ -254,10 +241,6 @@ class Loader:
         # index_select copies whole pixels; plain indexing would go number by number.
         pixels = self._pixels.index_select(0, places.flatten()).view(*places.shape, 3)
         pixels = pixels.float().sub_(self._shift).mul_(self._scale)
-        if self.augmentation.colour:
-            pixels = recolour(pixels, *epoch.colours[part].unbind(1))
-        if self.augmentation.rotation:
-            pixels = rotate(pixels.permute(0, 3, 1, 2), epoch.angle[part]).permute(0, 2, 3, 1)
         images = pixels.to(self.dtype).contiguous().permute(0, 3, 1, 2)
         if self.augmentation.cutout:
             images = cutout(images, epoch.cut_rows[part], epoch.cut_columns[part])

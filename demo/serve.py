@@ -17,7 +17,6 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also when run as a file
 
 import data
-import models
 import utils
 from models.mirror import untied
 from training import onnx_files, weights
@@ -101,4 +100,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    utils.run_script(main, data.DataError, models.ModelError, OSError)
+    utils.run_script(main, data.DataError, OSError)

@@ -20,7 +20,6 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 import data
-import models
 import utils
 from training import checkpoint as checkpoints
 from training import weights
@@ -67,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         data.load(source, arguments.data_dir, split),
         BATCH_SIZE,
         **checkpoint["normalization"],
-        augmentation=data.Augmentation(),
+        augmentation=data.Augmentation(crop_padding=4, flip="random"),
         shuffle=True,
     )
     # The statistics of averaged weights are not the average of the statistics (Izmailov et al.
@@ -80,4 +79,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    utils.run_script(main, data.DataError, models.ModelError, OSError)
+    utils.run_script(main, data.DataError, OSError)

@@ -37,7 +37,7 @@ def test_the_weights_are_the_mean_and_the_statistics_those_of_the_mean(
     average.main([str(weights), str(another), "--output", str(output)])
     found = checkpoints.load_checkpoint(output)
     assert "training" not in found
-    mean = checkpoints.rebuild(models.build, found, output)
+    mean = checkpoints.rebuild(found, output)
     for name, parameter in network.named_parameters():
         torch.testing.assert_close(mean.get_parameter(name), parameter + 0.05)
 
@@ -46,7 +46,7 @@ def test_the_weights_are_the_mean_and_the_statistics_those_of_the_mean(
         100,
         mean=data.MEAN,
         std=data.STD,
-        augmentation=data.Augmentation(),
+        augmentation=data.Augmentation(crop_padding=4, flip="random"),
         shuffle=True,
     )
     norms = [module for module in mean.modules() if isinstance(module, nn.BatchNorm2d)]

@@ -396,7 +396,7 @@ def test_normalisation_is_the_checkpoints(run, program, tmp_path):
         (["--download-url", ""], "--download-url is empty: name a URL"),
         (["--device", "abacus"], "abacus"),
         (["--precision", "fp16"], "bf16 or fp32"),
-        (["--colour", "red"], "--colour"),
+        (["--mixup", "red"], "--mixup"),
         (["--eval-split", "test"], "--eval-split val"),
     ],
 )

@@ -61,7 +61,9 @@ def loader(rank=0, world_size=1, *, shuffle=True, batch_size=BATCH):
     return data.Loader(
         noise(IMAGES),
         batch_size,
-        augmentation=data.Augmentation(cutout=8) if shuffle else None,
+        augmentation=data.Augmentation(crop_padding=4, flip="random", cutout=8)
+        if shuffle
+        else None,
         seed=5,
         device=CPU,
         mean=data.MEAN,
@@ -117,7 +119,7 @@ def evaluated():
     shown = loader(distributed.rank(), distributed.world_size(), shuffle=False)
     settings = Settings("", {}, RECIPE, "sample", "val", "fp32", 0)
     run = Run(settings, network(norm=True), None, None, None, None, None, CPU, None)
-    evaluation = epochs.evaluate(run, shown, Interruption(agree=distributed.agree_on_signal))
+    evaluation = epochs.evaluate(run, shown, Interruption())
     return {"logits": evaluation.logits, "labels": evaluation.labels}
 
 

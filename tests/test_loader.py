@@ -1,7 +1,6 @@
 """The loader: what an epoch shows, in which order, and to which process."""
 
 import dataclasses
-import math
 from collections import Counter
 
 import numpy as np
@@ -12,7 +11,6 @@ from fakes import error_of, is_channels_last, random_images
 
 import data
 from data import Augmentation, Loader, Split
-from data.augment import recolour, rotate
 
 
 def numbered_split(n):
@@ -37,26 +35,6 @@ FULL = Augmentation(crop_padding=4, padding_mode="reflect", flip="alternating", 
 MIXED = dataclasses.replace(FULL, mixup=0.5)
 
 
-TURNED = dataclasses.replace(FULL, rotation=15.0, colour=0.3)
-
-
-def test_rotation_and_colour_follow_the_crop_and_change_nothing_else():
-    """As the plain functions do it to the images of a loader without the two."""
-    split = numbered_split(40)
-    plain = dataclasses.replace(TURNED, cutout=0)
-    base = loader(split, 16, dataclasses.replace(plain, rotation=0.0, colour=0.0), True)
-    both = loader(split, 16, plain, True)
-    drawn = both._draw(3)
-    assert drawn.angle.abs().max() <= math.radians(15) and drawn.angle.std() > 0.1
-    assert (drawn.colours - torch.tensor([1.0, 1.0, 0.0])).abs().max() <= 0.3
-    images, labels = epoch(base, 3)
-    pixels = recolour(images.permute(0, 2, 3, 1), *drawn.colours.unbind(1))
-    expected = rotate(pixels.permute(0, 3, 1, 2), drawn.angle)
-    shown, shown_labels = epoch(both, 3)
-    assert torch.equal(shown_labels, labels) and is_channels_last(shown)
-    torch.testing.assert_close(shown, expected)
-
-
 def test_loader_without_augmentation_gives_the_split_in_order():
     split = numbered_split(50)
     batches = list(loader(split, 16, mean=data.MEAN, std=data.STD))
@@ -75,7 +53,7 @@ def test_loader_has_a_length(n, batch_size, length):
     assert len(batches) == len(list(batches)) == length
 
 
-@pytest.mark.parametrize("augmentation", [None, FULL, TURNED, Augmentation(0, "zeros", "none", 0)])
+@pytest.mark.parametrize("augmentation", [None, FULL, Augmentation(0, "zeros", "none", 0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_loader_batches_are_channels_last_and_of_the_dtype(augmentation, dtype):
     for images, labels in loader(numbered_split(40), 32, augmentation, True, dtype=dtype):

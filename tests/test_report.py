@@ -12,7 +12,6 @@ import pytest
 import torch
 from fakes import hurry
 
-import data
 import models
 import train
 from training import epochs, report
@@ -46,7 +45,7 @@ def test_first_lines(tmp_path, monkeypatch):
     run = build_run(settings, CPU, len(loaders[0]))
     monkeypatch.setattr(report, "processor", lambda: "a processor")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert report.first_lines(run, *loaders, Path("runs/a"), "sample").splitlines() == [
+    assert report.first_lines(run, *loaders, Path("runs/a")).splitlines() == [
         "Network  baseline, 112,966 parameters",
         "Device   a processor, bf16, 3 threads",
         "Data     the built-in sample, not CIFAR-10: 2,000 images to train on (train),"
@@ -55,9 +54,8 @@ def test_first_lines(tmp_path, monkeypatch):
         "Output   runs/a",
     ]
     run.epoch, run.batch, run.scheduler.last_epoch = 3, 1, 49
-    lines = report.first_lines(run, loaders[0], None, Path("runs/a"), "auto").splitlines()
-    assert lines[2].startswith("Data     CIFAR-10 was not found, so the built-in sample: 2,000 ")
-    assert lines[2].endswith(", none to score on")
+    lines = report.first_lines(run, loaders[0], None, Path("runs/a")).splitlines()
+    assert lines[2].endswith(" 2,000 images to train on (train), none to score on")
     assert lines[-1] == "Resumed  after 3 epochs and 1 step"
 
 
@@ -66,12 +64,6 @@ def test_a_recipe_by_its_name_and_what_is_changed():
         assert report.recipe_name("under100k", {}, named_recipe("under100k", {}, name)) == name
     changed = replace(named_recipe("under100k", {}, "short"), epochs=2, cutout=4)
     assert report.recipe_name("under100k", {}, changed) == "short with epochs 2, cutout 4"
-
-
-def test_the_sample_in_place_of_cifar10_is_called_so(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "find", lambda *arguments, **options: "sample")
-    out = trained(tmp_path / "a", "--epochs", "1")
-    assert "Data     CIFAR-10 was not found, so the built-in sample: 40 images" in out
 
 
 def test_summary_has_columns_whatever_the_names_and_draws_nothing():

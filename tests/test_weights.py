@@ -1,7 +1,6 @@
 """What test.py, predict.py and export.py share: no weights and no images are taken for better than
 they are."""
 
-
 import pytest
 from fakes import ROOT
 

@@ -7,7 +7,7 @@ in the file's metadata, and a SHA-256 covers both. The format cannot hold code.
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+import models
 from training.checkpoint_content import MALFORMED, check_like, first_fault
 from utils import RunError, write_atomically
 
@@ -179,14 +180,11 @@ def _check_header(path: Path) -> None:
         raise RunError(f"{path} is damaged or is not a checkpoint of this repository")
 
 
-def rebuild(build: Callable[..., nn.Module], content: dict[str, Any], path: Path) -> nn.Module:
+def rebuild(content: dict[str, Any], path: Path) -> nn.Module:
     """The network that the checkpoint loaded from `path` describes, with its weights, on the CPU.
 
     A config that is too large for the weights is refused before it takes memory. Leaves the random
     state unchanged.
-
-    Args:
-        build: makes a network from `content`'s "model" and "config", such as models.build.
 
     Raises:
         RunError: no such network can be built, or the weights are those of another one.
@@ -200,7 +198,7 @@ def rebuild(build: Callable[..., nn.Module], content: dict[str, Any], path: Path
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")  # of a damaged config, which is then refused
-            model = build(content["model"], **content["config"])
+            model = models.build(content["model"], **content["config"])
         check_like(model.state_dict(), state, "state_dict")
         model.load_state_dict(state)
     except MALFORMED as error:

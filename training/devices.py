@@ -21,11 +21,6 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 SMALL = {"widths": (16, 16), "hidden": (16, 16), "depths": (1, 1, 1, 1)}
 
 
-def precision_name(precision: torch.dtype) -> str:
-    """The name of a precision: the inverse of PRECISIONS."""
-    return next(name for name, dtype in PRECISIONS.items() if dtype == precision)
-
-
 def pick_device(name: str) -> torch.device:
     """ "auto": CUDA where there is one, then MPS, then the CPU; else the device of that name.
 
@@ -56,8 +51,8 @@ def run_kernel(device: torch.device) -> None:
     torch.ones(2, device=device).sum().item()
 
 
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The first precision in which a tiny training step works.
+def pick_precision(name: str, device: torch.device) -> str:
+    """The name of the first precision in which a tiny training step works.
 
     "auto" tries bfloat16 if the hardware has it, then float16 on CUDA devices, then float32. Any
     other name is tried alone. If none works on a GPU, all are tried again without cuDNN, which has
@@ -79,7 +74,7 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
             torch.backends.cudnn.enabled = False
         reason = why_not(device, PRECISIONS[candidate])
         if reason is None:
-            return PRECISIONS[candidate]
+            return candidate
         failure = f"precision {candidate} does not work on device {str(device)!r} ({reason})"
         if index + 1 < len(attempts):
             print(utils.clean(f"{failure}: trying {attempts[index + 1][1]}", 400), file=sys.stderr)

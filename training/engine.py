@@ -14,10 +14,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from training.ema import WeightAverage
+from training.loss import Loss
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-# (images, logits, labels) of a batch, which may be empty -> a scalar (see training/loss.py).
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 # Passes recorded as CUDA graphs, by the shapes of images and labels (see compilation.py).
 Recorded = dict[tuple[torch.Size, torch.Size], Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]]
 
@@ -178,12 +177,6 @@ def train_epoch(
     return metrics.compute()
 
 
-def average_predictions(logits: Tensor) -> Tensor:
-    """Logits (M, N, K) of M predictions for the same images -> (N, K): the logarithm of the mean of
-    their probabilities, in float32."""
-    return logits.float().log_softmax(2).logsumexp(0) - math.log(len(logits))
-
-
 @torch.inference_mode()
 def evaluate(
     model: nn.Module, batches: Batches, *, precision: torch.dtype, mirror: bool = False
@@ -200,7 +193,8 @@ def evaluate(
         with autocast(images.device, precision):
             outputs = model(images).float()
             if mirror:
-                outputs = average_predictions(torch.stack([outputs, model(images.flip(3)).float()]))
+                both = torch.stack([outputs, model(images.flip(3)).float()]).log_softmax(2)
+                outputs = both.logsumexp(0) - math.log(2)
         logits.append(outputs)
         labels.append(batch_labels)
     return Evaluation(torch.cat(logits).cpu(), torch.cat(labels).cpu())

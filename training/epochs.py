@@ -19,6 +19,7 @@ from training import distributed, engine, report, run_folder
 from training.checkpoint_content import LARGEST_LOSS
 from training.interruption import Interrupted, Interruption
 from training.run import Run
+from training.schedule import begin_epoch
 
 # Steps between checks of loss and weights; the last of an epoch has one, too. On an accelerator a
 # check waits for the device.
@@ -40,7 +41,7 @@ def train(
     if run.history and distributed.is_main():
         # A kill may have come after the last checkpoint and before its row was written.
         utils.write_history(saver.output / "history.csv", run.history)
-    with Interruption(agree=distributed.agree_on_signal) as interruption:
+    with Interruption() as interruption:
         try:
             return train_to_the_end(run, loader, eval_loader, saver, interruption, after_epoch)
         except Interrupted:
@@ -117,7 +118,7 @@ def take_steps(
 def train_one_epoch(run: Run, loader: data.Loader, monitor: "Monitor") -> engine.Metrics:
     """Train the current epoch from its next batch to its end."""
     if run.batch == 0:
-        run.begin_epoch()
+        begin_epoch(run.optimizer, run.settings.recipe, run.epoch)
     loader.set_epoch(run.epoch, run.batch)
     with monitor.bar:
         metrics = take_steps(run, loader, run.metrics, weights=loader.weights(), after_step=monitor)

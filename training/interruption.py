@@ -4,7 +4,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,14 +35,9 @@ class Interruption:
     """A context in which `signals` are deferred until `check`, which raises Interrupted.
 
     A second SIGINT ends the process at once.
-
-    Args:
-        agree: maps the number of the signal that this process received (0: none) to the one that
-            all processes act on, so that they stop at the same `check`.
     """
 
-    def __init__(self, agree: Callable[[int], int] = int) -> None:
-        self.agree = agree
+    def __init__(self) -> None:
         self.received: int | None = None
 
     def __enter__(self) -> "Interruption":
@@ -59,7 +54,7 @@ class Interruption:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def check(self) -> None:
-        number = self.agree(self.received or 0)
+        number = distributed.agree_on_signal(self.received or 0)
         if number:
             raise Interrupted(number)
 

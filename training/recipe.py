@@ -44,23 +44,17 @@ class Recipe:
         "per step, of the weights' average, 0 for none", default=0.0, below=1
     )
     crop_padding: int = setting(
-        "pixels of padding for random crops, 0 for none", default=4, at_most=data.MAX_CROP_PADDING
+        "pixels of padding for random crops, 0 for none", default=4, at_most=31
     )
     padding_mode: str = setting(
         "how the padding is filled", default="reflect", choices=data.PADDING_MODES
     )
     flip: str = setting("alternating: every other epoch", default="random", choices=data.FLIPS)
-    cutout: int = setting(
-        "side of the cutout square in pixels, 0 for none", default=0, at_most=data.MAX_CUTOUT
-    )
+    cutout: int = setting("side of the cutout square in pixels, 0 for none", default=0, at_most=32)
     mixup: float = setting(
-        "largest share of a second image (uniform), 0 for none", default=0.0, at_most=data.MAX_MIXUP
+        "largest share of a second image (uniform), 0 for none", default=0.0, at_most=0.5
     )
     mixup_until: float = setting("fraction of the epochs with mixup", default=1.0, at_most=1)
-    rotation: float = setting("largest angle in degrees", default=0.0, at_most=data.MAX_ROTATION)
-    colour: float = setting(
-        "largest change of saturation, contrast, brightness", default=0.0, at_most=data.MAX_COLOUR
-    )
     distillation: float = setting("weight of --teacher in the loss", default=0.9, at_most=1)
     temperature: float = setting(
         "of the softmax in distillation", default=2.0, above=0, at_most=100

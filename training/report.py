@@ -121,23 +121,20 @@ def checkout() -> dict[str, Any]:
 
 
 def first_lines(
-    run: Run, loader: data.Loader, eval_loader: data.Loader | None, output: Path, wanted: str
+    run: Run, loader: data.Loader, eval_loader: data.Loader | None, output: Path
 ) -> str:
-    """The run's settings, one per line; `wanted`: the value of --data."""
+    """The run's settings, one per line."""
     settings, epochs = run.settings, run.settings.recipe.epochs
     parameters = utils.count_parameters(distributed.unwrap(run.model))
     device = f"{device_name(run.device)}, {settings.precision}"
     threads, processes = torch.get_num_threads(), distributed.world_size()
     each = f", in each of {processes} processes" if processes > 1 else ""
-    source = SOURCES[settings.source]
-    if settings.source == "sample" and wanted == "auto":
-        source = "CIFAR-10 was not found, so the built-in sample"
     trained = f"{loader.images:,} images to train on ({settings.train_split})"
     scored = "none" if eval_loader is None else f"{eval_loader.images:,} ({settings.eval_split})"
     lines = {
         "Network": f"{settings.model}, {parameters:,} parameters",
         "Device": f"{device}, {count(threads, 'thread')}{each}",
-        "Data": f"{source}: {trained}, {scored} to score on",
+        "Data": f"{SOURCES[settings.source]}: {trained}, {scored} to score on",
         "Recipe": f"{recipe_name(settings.model, settings.config, settings.recipe)}:"
         f" {count(epochs, 'epoch')} of {count(len(loader), 'step')}",
         "Output": utils.clean(output),

@@ -21,7 +21,7 @@ from training.ema import WeightAverage
 from training.loss import Loss
 from training.optimizer import build_ema, build_optimizer
 from training.recipe import Recipe
-from training.schedule import begin_epoch, build_scheduler, set_momentum
+from training.schedule import build_scheduler, set_momentum
 from training.settings import Settings, required_splits
 from training.teacher import load_teacher
 
@@ -72,9 +72,6 @@ class Run:
         """Give the network, and its moving average, the weights of another one."""
         for own in (distributed.unwrap(self.model), self.eval_model):
             own.load_state_dict(network.state_dict())
-
-    def begin_epoch(self) -> None:
-        begin_epoch(self.optimizer, self.settings.recipe, self.epoch)
 
     def end_epoch(self, row: dict[str, Any]) -> None:
         """The epoch's row goes into the history, and its sums start anew."""

@@ -131,7 +131,7 @@ def new_settings(given: dict[str, Any], device: torch.device) -> Settings:
         recipe=recipe,
         source=find_data(options.data, options.eval_split, given),
         eval_split=options.eval_split,
-        precision=devices.precision_name(precision),
+        precision=precision,
         seed=options.seed,
         teachers=teachers,
         weights=weights,
@@ -144,8 +144,6 @@ def resumed_settings(checkpoint: dict[str, Any], given: dict[str, Any], path: Pa
         raise utils.RunError(
             f"{path} holds released weights, which cannot be resumed: use last.safetensors"
         )
-    if not isinstance(checkpoint["training"], dict):
-        raise utils.RunError(f"{path} is damaged: its settings are invalid")
     try:
         settings = settings_from_fields(dict(checkpoint["training"]["settings"]))
         if (settings.model, settings.config) != (checkpoint["model"], checkpoint["config"]):
@@ -252,7 +250,7 @@ def read_plan(folder: Path | None, given: dict[str, Any], device: torch.device) 
         return Plan(settings, folder or RUNS / name)
     checkpoint, resumed = run_folder.load_latest(requested)
     settings = resumed_settings(checkpoint, given, resumed)
-    checkpoints.rebuild(models.build, checkpoint, resumed)  # refuses weights of another network
+    checkpoints.rebuild(checkpoint, resumed)  # refuses weights of another network
     return Plan(settings, folder, requested, resumed, checkpoint)
 
 

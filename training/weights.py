@@ -58,7 +58,7 @@ def load_network(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         utils.RunError: there is no checkpoint, or it is damaged or of another network.
     """
     checkpoint = checkpoints.load_checkpoint(path)
-    return checkpoints.rebuild(models.build, checkpoint, path).eval(), checkpoint
+    return checkpoints.rebuild(checkpoint, path).eval(), checkpoint
 
 
 @dataclass(frozen=True)
