@@ -25,7 +25,6 @@ import plots
 import utils
 from training import weights
 from training.flags import Setting, add_flag, file
-from training.onnx_files import PixelClassifier
 
 TOP = Setting("classes per picture", at_least=1, at_most=len(data.CLASSES))
 BATCH_SIZE = 100
@@ -140,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
         print(SAMPLE_WARNING, file=sys.stderr)
     widths = max(len(utils.clean(path)) for path in paths), max(map(len, classes))
     normalization = checkpoint["normalization"]
-    classifier = PixelClassifier(network, **normalization)
+    classifier = weights.PixelClassifier(network, **normalization)
     padding = normalization["mean"] if arguments.whole else None  # becomes zeros
     shown: list[tuple[Tensor, str, Prediction]] = []
     for read, images in read_batches(paths, padding):

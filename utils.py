@@ -46,8 +46,8 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {clean(line)}\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """argparse takes "-1e5" for a flag, unless it follows its own flag and "=". Of the value of
-        "--flag=--" it makes an empty list."""
+        """argparse mistakes "-1e5" for a flag unless it is joined to its own by "=", and it turns
+        the value of "--flag=--" into an empty list."""
         joined: list[str] = []
         for word in sys.argv[1:] if args is None else args:
             if re.fullmatch(r"--[a-z-]+=--", word):

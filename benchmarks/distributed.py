@@ -42,11 +42,11 @@ def rate(split: data.Split, device: torch.device, steps: int, *, communicate: bo
     run, loader = common.fresh_run(MODEL, RECIPES[MODEL], split, device)
     if not communicate:
         run.model = distributed.unwrap(run.model)
-    batches, weights = iter(loader), loader.weights()
+    batches, loss_weights = iter(loader), loader.loss_weights()
 
     def take(steps: int) -> None:
         metrics = engine.RunningMetrics(device)
-        take_steps(run, islice(batches, steps), metrics, weights=weights)
+        take_steps(run, islice(batches, steps), metrics, loss_weights=loss_weights)
         common.synchronize(device)
 
     take(common.WARM_UP)

@@ -173,7 +173,7 @@ class Loader:
         first, end = (-(-size * rank // self.world_size) for rank in (self.rank, self.rank + 1))
         return slice(start + first, start + end)
 
-    def weights(self) -> Iterator[float]:
+    def loss_weights(self) -> Iterator[float]:
         """For each batch, a factor on the mean loss of this process's part, so that the mean of the
         gradients over the processes is the gradient of the complete batch's mean loss. It is 1 if
         all parts are equal."""

@@ -64,7 +64,7 @@ def build(path: Path) -> None:
 
     network, checkpoint = weights.load_network(path)
     utils.make_folder(BUILD / "samples")
-    whole = onnx_files.PixelClassifier(untied(network), **checkpoint["normalization"], maps=True)
+    whole = weights.PixelClassifier(untied(network), **checkpoint["normalization"], maps=True)
     onnx_files.export_onnx(whole.eval(), BUILD / "network.onnx", {})
     facts = {
         "bytes": (BUILD / "network.onnx").stat().st_size,

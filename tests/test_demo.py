@@ -13,7 +13,7 @@ from PIL import Image
 
 import data
 import models
-from training import onnx_files, weights
+from training import weights
 
 pytestmark = pytest.mark.slow  # a browser
 
@@ -92,7 +92,7 @@ def page(tmp_path_factory):
 def answer():
     """uint8 pixels (3, 32, 32) -> logits (10,), by PyTorch with the released weights."""
     network, checkpoint = weights.load_network(models.RELEASED_WEIGHTS)
-    classifier = onnx_files.PixelClassifier(network, **checkpoint["normalization"]).eval()
+    classifier = weights.PixelClassifier(network, **checkpoint["normalization"]).eval()
     return lambda pixels: classifier(pixels[None])[0].detach()
 
 

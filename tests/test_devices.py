@@ -143,10 +143,13 @@ def test_a_gpu_whose_cudnn_lacks_a_convolution_does_without_cudnn(monkeypatch, c
 LACKS_MEMORY = (
     torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB"),
     RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory:\n2"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:97] data. DefaultCPUAllocator: not enough memory"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB, other allocations: 1 GB)"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
 )
 
 
-@pytest.mark.parametrize("error", LACKS_MEMORY, ids=["GPU", "CPU"])
+@pytest.mark.parametrize("error", LACKS_MEMORY, ids=["CUDA", "CPU", "Windows", "MPS", "cuBLAS"])
 def test_out_of_memory_is_one_line(monkeypatch, refused, tmp_path, error):
     def fail(*arguments, **options):
         raise error

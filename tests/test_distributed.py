@@ -107,7 +107,7 @@ def trained(*, norm, epochs):
                 scheduler,
                 ema,
                 engine.RunningMetrics(CPU, distributed.total),
-                weights=shown.weights(),
+                loss_weights=shown.loss_weights(),
             )
         )
     state = distributed.unwrap(model).state_dict()
@@ -163,9 +163,9 @@ def watch_weights(monkeypatch):
     """The factors on the loss of each batch, epoch by epoch, once there are any."""
     watched, take_steps = [], epochs.take_steps
 
-    def watch(*arguments, weights, **options):
-        watched.append(list(weights))
-        return take_steps(*arguments, weights=watched[-1], **options)
+    def watch(*arguments, loss_weights, **options):
+        watched.append(list(loss_weights))
+        return take_steps(*arguments, loss_weights=watched[-1], **options)
 
     monkeypatch.setattr(epochs, "take_steps", watch)
     return watched
@@ -264,7 +264,7 @@ def test_parts_are_the_batch(world_size, shuffle):
     for shown in (whole, *parts):
         shown.set_epoch(3, first_batch=1)
         assert (len(shown), shown.images, shown.batch_size) == (3, IMAGES, BATCH)
-    weights = zip(*(part.weights() for part in parts), strict=True)
+    weights = zip(*(part.loss_weights() for part in parts), strict=True)
     for (images, labels), *batches, weight in zip(whole, *parts, weights, strict=True):
         sizes = [len(part) for part, _ in batches]
         assert max(sizes) - min(sizes) <= 1 and sizes[0] > 0

@@ -17,6 +17,7 @@ import export
 import models
 from models.convolutions import DepthwiseConv2d
 from training import onnx_files
+from training.weights import PixelClassifier
 
 
 class Exported:
@@ -116,7 +117,7 @@ def test_without_maps_there_are_none(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs requirements-export.txt")
     pytest.importorskip("onnxscript", reason="exporting needs requirements-export.txt")
     network = models.build("baseline")
-    classifier = onnx_files.PixelClassifier(network, data.MEAN, data.STD).eval()
+    classifier = PixelClassifier(network, data.MEAN, data.STD).eval()
     onnx_files.export_onnx(classifier, tmp_path / "a.onnx", {})
     session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
     assert [output.name for output in session.get_outputs()] == ["logits"]

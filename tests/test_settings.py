@@ -1,6 +1,7 @@
 """What a run is: its recipe by name, what it is scored on, and the run that it goes on with."""
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import models
 import utils
 from train import parse_arguments
 from training import checkpoint as checkpoints
+from training import interruption
 from training import settings as settings_file
 from training.interruption import resume_command
 from training.recipe import RECIPES, named_recipe
@@ -109,15 +111,15 @@ def test_the_command_that_resumes_is_safe_to_print_and_to_paste(folder, monkeypa
     command = resume_command({"data_dir": Path(folder)}, Path(folder))
     assert command.isprintable()
     words = subprocess.run(["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True).stdout
-    expected = [
-        "python",
-        "train.py",
-        "--resume",
-        f"{folder}/last.safetensors",
-        "--data-dir",
-        folder,
-    ]
+    expected = ["python", "train.py", "--resume", f"{folder}/last.safetensors"]
+    expected += ["--data-dir", folder]
     assert words.split(b"\0")[:-1] == [word.encode(errors="surrogateescape") for word in expected]
+
+
+def test_on_windows_the_command_that_resumes_is_quoted_for_its_shells(monkeypatch):
+    monkeypatch.setattr(os, "name", "nt")
+    assert interruption._quoted(r"runs\a b\last.safetensors") == r'"runs\a b\last.safetensors"'
+    assert interruption._quoted(r"runs\a\last.safetensors") == r"runs\a\last.safetensors"
 
 
 # ------------------------------------------------------------------------- weights to start from

@@ -14,7 +14,7 @@ from fakes import released
 import models
 from stress.life import digest, interrupted_after
 from training import checkpoint as checkpoints
-from training import figures, report, run_folder
+from training import distributed, figures, report, run_folder
 from training.loss import Loss
 from training.teacher import load_teacher
 from training.weights import WeightsFile, find_weights
@@ -115,6 +115,17 @@ def test_each_teacher_answers_for_its_part_of_the_batch(tmp_path):
     assert torch.equal(answer, teacher(images))  # no dropout, no statistics that move
     torch.testing.assert_close(teacher(images[:1]), alone)  # nothing is left for the second
     assert load_teacher((), CPU) is None
+
+
+def test_the_processes_give_their_longer_parts_to_different_teachers(tmp_path, monkeypatch):
+    """So that each teacher answers for the same share of the images, however small the parts."""
+    paths = [tmp_path / name for name in "abc"]
+    networks = [save(path, seed) for seed, path in enumerate(paths)]
+    files, images = find_weights(paths, "--teacher", "val"), random(1, 3, 32, 32)
+    for rank in range(4):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        with torch.no_grad():
+            torch.testing.assert_close(load_teacher(files, CPU)(images), networks[rank % 3](images))
 
 
 def test_a_teacher_that_knows_mirrors_answers_as_its_network(network, weights):

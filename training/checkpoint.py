@@ -46,8 +46,8 @@ def encode(content: dict[str, Any]) -> tuple[str, dict[str, Tensor]]:
 def _lift(tree: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """What stands for `tree` in the JSON; its tensors go into `tensors`.
 
-    No function within `encode`: one that calls itself is a cycle, which would keep the tensors of
-    every checkpoint until the collector comes.
+    Not nested in `encode`: a nested function that calls itself is a reference cycle, which would
+    keep the tensors of every checkpoint in memory until the garbage collector runs.
     """
     if isinstance(tree, dict):
         return {str(key): _lift(value, f"{name}/{key}", tensors) for key, value in tree.items()}

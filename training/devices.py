@@ -17,6 +17,7 @@ from training.engine import autocast
 from training.muon import make_layout, orthogonalized, sgd_update
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
 # The default network with all of its operations, as small as it can be.
 SMALL = {"widths": (16, 16), "hidden": (16, 16), "depths": (1, 1, 1, 1)}
 
@@ -34,7 +35,7 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch's about an old GPU: this is what decides
+            warnings.simplefilter("ignore")  # about an old GPU: the kernel decides
             run_kernel(device)
     except (ImportError, RuntimeError, AssertionError) as error:
         other = "" if name == "cpu" else ": choose another, such as --device cpu"
@@ -42,7 +43,7 @@ def pick_device(name: str) -> torch.device:
             f"--device {name!r} is not usable here ({first_line(error)}){other}"
         ) from error
     if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # what PyTorch is asked about "the" GPU is asked about this
+        torch.cuda.set_device(device)  # what PyTorch says about "the" GPU is about this one
     return device
 
 
@@ -122,8 +123,10 @@ def refusing_lack_of_memory(device: torch.device, advice: str) -> Iterator[None]
 
 
 def is_lack_of_memory(error: RuntimeError) -> bool:
-    """Whether PyTorch raised `error` for want of memory; on a CPU only the message says so."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether PyTorch raised `error` for want of memory. On a CPU, on MPS and in cuBLAS, only the
+    message says so."""
+    said = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or any(text in said for text in NO_MEMORY)
 
 
 def take_tiny_step(device: torch.device, precision: torch.dtype) -> float:

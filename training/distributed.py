@@ -104,7 +104,7 @@ def report_once() -> Iterator[None]:
             with redirect_stdout(sys.stdout if is_main() else nowhere):
                 yield
         except Exception:
-            # Where one process ended, torchrun ends the others by this: not before they say why.
+            # When one process ends, torchrun sends SIGTERM to the others. Let them say why first.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             if not _is_first_to_fail():
                 sys.exit(2)

@@ -41,21 +41,21 @@ class RunningMetrics:
     Reading them waits for the device, so the loop does it once an epoch.
 
     Args:
-        total: maps the three sums of this process to those of all processes, which then have to
-            read them at the same time.
+        sum_over_processes: maps the three sums of this process to those of all processes, which
+            then have to read them at the same time.
     """
 
     def __init__(
         self,
         device: torch.device,
-        total: Callable[[list[float]], list[float]] = lambda sums: sums,
+        sum_over_processes: Callable[[list[float]], list[float]] = lambda sums: sums,
     ) -> None:
         # MPS has no float64; elsewhere it keeps the sum of 50,000 losses exact to the last digit.
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self.loss_sum = torch.zeros((), dtype=dtype, device=device)
         self.correct = torch.zeros((), dtype=torch.int64, device=device)
         self.total = 0
-        self._sum_over_processes = total
+        self._sum_over_processes = sum_over_processes
 
     def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: its mean loss, logits (N, K) and labels (N,), or (N, K) if mixed: then the
@@ -148,7 +148,7 @@ def train_epoch(
     metrics: RunningMetrics,
     *,
     recorded: Recorded | None = None,
-    weights: Iterable[float] = repeat(1.0),
+    loss_weights: Iterable[float] = repeat(1.0),
     after_step: Callable[[Tensor], None] = lambda loss: None,
 ) -> Metrics:
     """Take one step per batch; returns the metrics of the batches as trained on.
@@ -156,14 +156,14 @@ def train_epoch(
     Args:
         batches: images (N, 3, H, W) and their labels, (N,) or the share of each class (N, K).
         metrics: sums to add to; not empty if the epoch was interrupted and resumed.
-        recorded: batches of these shapes take recorded passes; their weights are 1.
-        weights: a factor on each batch's loss; not 1 if the batch is a process's part of a larger
-            one (see data.Loader.weights). Such a part may be empty.
+        recorded: batches of these shapes take recorded passes; their loss weights are 1.
+        loss_weights: a factor on each batch's loss; not 1 if the batch is a process's part of a
+            larger one (see data.Loader.loss_weights). Such a part may be empty.
         after_step: called after every step with the loss of the batch, a scalar on the device that
             may change with the next step.
     """
     passes.model.train()
-    for (images, labels), weight in zip(batches, weights, strict=False):
+    for (images, labels), weight in zip(batches, loss_weights, strict=False):
         optimizer.zero_grad(set_to_none=True)
         replay = recorded.get((images.shape, labels.shape)) if recorded else None
         loss, logits = replay(images, labels) if replay else passes(images, labels, weight)

@@ -98,7 +98,7 @@ def take_steps(
     batches: engine.Batches,
     metrics: engine.RunningMetrics,
     *,
-    weights: Iterable[float] = repeat(1.0),
+    loss_weights: Iterable[float] = repeat(1.0),
     after_step: Callable[[Tensor], None] = lambda loss: None,
 ) -> engine.Metrics:
     """Take one step per batch with the run's network and optimizer; see engine.train_epoch."""
@@ -110,7 +110,7 @@ def take_steps(
         run.ema,
         metrics,
         recorded=run.recorded,
-        weights=weights,
+        loss_weights=loss_weights,
         after_step=after_step,
     )
 
@@ -121,7 +121,9 @@ def train_one_epoch(run: Run, loader: data.Loader, monitor: "Monitor") -> engine
         begin_epoch(run.optimizer, run.settings.recipe, run.epoch)
     loader.set_epoch(run.epoch, run.batch)
     with monitor.bar:
-        metrics = take_steps(run, loader, run.metrics, weights=loader.weights(), after_step=monitor)
+        metrics = take_steps(
+            run, loader, run.metrics, loss_weights=loader.loss_weights(), after_step=monitor
+        )
         check_finite(run, metrics.loss)
         monitor.count_time()
     return metrics

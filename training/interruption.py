@@ -3,6 +3,7 @@
 import os
 import shlex
 import signal
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -91,6 +92,8 @@ def resume_command(given: dict[str, Any], output: Path) -> str:
 def _quoted(word: str) -> str:
     """A word for a shell. Unprintable bytes, which a terminal would obey, are escaped as bash and
     zsh read them."""
+    if os.name == "nt":
+        return subprocess.list2cmdline([word])
     if word.isprintable():
         return shlex.quote(word)
     plain = set(range(32, 127)) - set(b"'\\")

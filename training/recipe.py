@@ -40,9 +40,7 @@ class Recipe:
     weight_decay: float = setting("of kernels, not of norms and biases", default=0.0)
     muon_weight_decay: float = setting("of the kernels that muon trains", default=0.0)
     label_smoothing: float = setting("probability spread over all classes", default=0.0, below=1)
-    ema_decay: float = setting(
-        "per step, of the weights' average, 0 for none", default=0.0, below=1
-    )
+    ema_decay: float = setting("of the weights' average, at most, 0 for none", default=0.0, below=1)
     crop_padding: int = setting(
         "pixels of padding for random crops, 0 for none", default=4, at_most=31
     )

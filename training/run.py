@@ -83,8 +83,8 @@ class Run:
         """Whether all weights and BatchNorm statistics are finite; waits for the device once.
 
         Checks their norm, one call for all tensors. It also overflows for weights above 1e19, which
-        are useless, too. The moving average needs no check: it turns infinite or NaN with them, and
-        none of them recovers.
+        are useless anyway. The moving average needs no check: it becomes infinite or NaN with the
+        weights, and neither recovers.
         """
         tensors = [t for t in self.model.state_dict().values() if t.is_floating_point()]
         return bool(nn.utils.get_total_norm(tensors).isfinite())
@@ -128,8 +128,9 @@ class Run:
         """Continue where `checkpoint`, of the same settings, was saved.
 
         With as many processes as then, the run continues exactly. With another number it trains on
-        the same batches, but sums round differently, dropout draws other numbers and, on CPUs,
-        BatchNorm normalises other parts of each batch.
+        the same batches, but sums round differently, dropout draws other numbers, other teachers
+        answer for an image and, on CPUs or with mirror-symmetric norms, BatchNorm normalises other
+        parts of each batch.
 
         Raises:
             ValueError, RuntimeError: it does not fit this run, which is then of no use.
@@ -190,9 +191,9 @@ class Run:
 
 def seed_dropout(seed: int, step: int) -> None:
     """Reseed the global generator in every process but the main one, so that their dropout masks
-    differ. Shuffling and augmentation have seeds of their own."""
+    differ. Shuffling and augmentation have seeds of their own, which begin with 0 and 1."""
     if not distributed.is_main():
-        state = np.random.SeedSequence((distributed.rank(), step, seed))
+        state = np.random.SeedSequence((2, distributed.rank(), step, seed))
         torch.manual_seed(int(state.generate_state(1, np.uint64)[0]))
 
 

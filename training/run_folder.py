@@ -114,7 +114,8 @@ def load_latest(path: Path) -> tuple[dict[str, Any], Path]:
 
     Raises:
         RunError: there is none, or none is intact.
-        UnreadableError: the disk fails, and may not next time: the older one must not replace it.
+        UnreadableError: the system cannot read the file now but may later, so the older one must
+            not take its place.
     """
     older = path.with_name(PREVIOUS)
     try:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.mirror import untied
+from training import distributed
 from training.weights import WeightsFile, load_again
 
 
@@ -39,4 +40,8 @@ def load_teacher(files: Sequence[WeightsFile], device: torch.device) -> Teacher 
     for file in files:
         network = untied(load_again(file, "--teacher")).requires_grad_(False)
         networks.append(network.to(device, memory_format=torch.channels_last))  # type: ignore[call-overload]
-    return Teacher(networks) if networks else None
+    if not networks:
+        return None
+    # The longer parts are the first ones: those of each process go to other networks.
+    first = distributed.rank() % len(networks)
+    return Teacher(networks[first:] + networks[:first])

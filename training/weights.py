@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import data
 import models
 import utils
+from models import explain
 from training import checkpoint as checkpoints
 from training.flags import Setting, add_flag, file, folder, url
 
@@ -59,6 +61,40 @@ def load_network(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     """
     checkpoint = checkpoints.load_checkpoint(path)
     return checkpoints.rebuild(checkpoint, path).eval(), checkpoint
+
+
+class PixelClassifier(nn.Module):
+    """A network with its normalisation: uint8 pixels (N, 3, 32, 32) -> logits (N, K), and with
+    `maps` also its class activation maps (N, K, H, W)."""
+
+    network: Any
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        maps: bool = False,
+    ) -> None:
+        super().__init__()
+        needed = ("forward_features", "forward_head", "fc")
+        if maps and not all(hasattr(network, name) for name in needed):
+            raise utils.RunError(f"class activation maps need a network with {', '.join(needed)}")
+        self.network = network
+        self.maps = maps
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        images = data.normalize(pixels, self.mean, self.std, torch.float32)
+        if not self.maps:
+            return self.network(images)
+        features = self.network.forward_features(images)
+        maps = explain.class_activation_maps(self.network.fc, features)
+        return self.network.forward_head(features), maps
 
 
 @dataclass(frozen=True)
