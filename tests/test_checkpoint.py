@@ -16,6 +16,7 @@ import torch
 
 import models
 import utils
+from models import mirror
 from training import checkpoint as checkpoints
 from training.checkpoint_content import check_like
 from training.flags import settings_of
@@ -207,6 +208,12 @@ def test_what_makes_no_sense_is_refused_though_sealed(tmp_path, content, name, v
     assert f"its {name} is invalid" in refusal(tmp_path / "a.safetensors")
 
 
+def test_weights_of_a_type_that_cannot_be_checked_are_refused(tmp_path, content):
+    content["state_dict"] = {"weight": torch.ones(2).to(torch.float8_e4m3fn)}
+    checkpoints.save_checkpoint(tmp_path / "a.safetensors", content)
+    assert "is damaged" in refusal(tmp_path / "a.safetensors")
+
+
 def header(path, length=None, **entries):
     text = json.dumps(entries).encode()
     path.write_bytes((len(text) if length is None else length).to_bytes(8, "little") + text)
@@ -249,8 +256,8 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path, content, monkeypa
 def test_a_network_is_rebuilt_from_its_checkpoint(tmp_path, content):
     network = models.build("baseline").eval()
     content |= {"state_dict": network.state_dict()}
-    checkpoints.save_checkpoint(tmp_path / "a.safetensors", content)
     path = tmp_path / "a.safetensors"
+    checkpoints.save_checkpoint(path, content)
     rebuilt = checkpoints.rebuild(checkpoints.load_checkpoint(path), path)
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
@@ -263,22 +270,54 @@ def test_a_network_is_rebuilt_from_its_checkpoint(tmp_path, content):
         {"state_dict": {}},
         {"state_dict": None},
         {"model": "under100k"},
-        {"model": "under100k", "config": {"widths": (4096, 4096), "hidden": (8192, 8192)}},
         {"model": "under100k", "config": {"widths": "wide"}},
         {"model": "under100k", "config": {"widths": (32, 0)}},
         {"model": "under100k", "config": {1: 2}},
-        {"model": "under100k", "config": {"depths": (4096, 4096, 4096, 4096)}},
     ],
 )
 @pytest.mark.filterwarnings("error")
 def test_a_network_that_does_not_fit_its_weights(content, change):
-    """It is refused before it takes any memory: the fourth would take 4 GB."""
     content["state_dict"] = models.build("baseline").state_dict()
     content |= change
     if change.get("state_dict", 0) is None:
         content["state_dict"] = models.build("baseline").double().state_dict()
     with pytest.raises(RunError, match="weights of another network"):
         checkpoints.rebuild(content, "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"widths": (4096, 4096), "hidden": (8192, 8192)},  # 4 GB
+        {"widths": (1024, 1024), "hidden": (2048, 2048)},
+        {"depths": (4096, 4096, 4096, 4096)},
+    ],
+)
+def test_a_network_too_large_for_its_weights_is_refused_before_it_is_complete(
+    content, monkeypatch, config
+):
+    """Bytes of other types do not count as weights."""
+    monkeypatch.setattr(mirror.TiedTensors, "__init__", lambda *_: pytest.fail("it was built"))
+    state = models.build("baseline").state_dict()
+    bulk = torch.zeros(2**24, dtype=torch.uint8)
+    content |= {"model": "under100k", "config": config, "state_dict": {**state, "bulk": bulk}}
+    with pytest.raises(RunError, match="larger than the file's weights"):
+        checkpoints.rebuild(content, "a.safetensors")
+
+
+def test_a_network_may_make_more_parameters_than_it_keeps(content, monkeypatch):
+    def build(name, **config):
+        network = torch.nn.Sequential(torch.nn.LazyLinear(8), torch.nn.Linear(8, 2))
+        network(torch.zeros(1, 4))
+        wide = torch.nn.Linear(2048, 2048)
+        network[1].weight = torch.nn.Parameter(wide.weight[:2, :8].clone())
+        return network
+
+    network = build("")
+    content |= {"state_dict": network.state_dict()}
+    monkeypatch.setattr(models, "build", build)
+    rebuilt = checkpoints.rebuild(content, "a.safetensors")
+    assert torch.equal(rebuilt[1].weight, network[1].weight)
 
 
 def test_weights_in_half_precision_compute_in_full(content):

@@ -438,6 +438,7 @@ def test_a_checkpoint_that_the_disk_does_not_give_now_is_kept(
         lambda t: t["settings"].update(precision="fp12"),
         lambda t: t["settings"]["recipe"].update(batch_size=2.5),
         lambda t: t["settings"]["recipe"].update(milestones=((0.5, 0.1),)),
+        lambda t: t["settings"]["recipe"].update(milestones=((10**400, 0.1, 0.9),)),
         lambda t: t["settings"].update(model="under100k"),
         lambda t: t.pop("optimizer"),
         lambda t: t["optimizer"][0].update(momentum_buffer=torch.zeros(1)),

@@ -118,8 +118,10 @@ def test_the_command_that_resumes_is_safe_to_print_and_to_paste(folder, monkeypa
 
 def test_on_windows_the_command_that_resumes_is_quoted_for_its_shells(monkeypatch):
     monkeypatch.setattr(os, "name", "nt")
-    assert interruption._quoted(r"runs\a b\last.safetensors") == r'"runs\a b\last.safetensors"'
-    assert interruption._quoted(r"runs\a\last.safetensors") == r"runs\a\last.safetensors"
+    assert interruption._quoted(r"C:\runs\a-1\last.safetensors") == r"C:\runs\a-1\last.safetensors"
+    for word in (r"runs\a b\last.safetensors", r"R&D\last.safetensors", "it's", "100%"):
+        assert interruption._quoted(word) == f'"{word}"'
+    assert interruption._quoted("\x1b[0m").isprintable()
 
 
 # ------------------------------------------------------------------------- weights to start from

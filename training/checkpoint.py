@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.parameter import is_lazy
 
 import models
 from training.checkpoint_content import MALFORMED, check_like, first_fault
@@ -146,9 +147,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise RunError(f"{path} is damaged: its checksum does not match; use another copy")
     try:
         content = decode(metadata["content"], tensors)
+        fault = first_fault(content)
     except MALFORMED as error:
         raise RunError(f"{path} is damaged: its content is invalid") from error
-    fault = first_fault(content)
     if fault is not None:
         raise RunError(f"{path} is damaged: its {fault} is invalid; use another copy")
     return content
@@ -217,14 +218,17 @@ def _full_precision(tensor: Tensor) -> Tensor:
 def _no_larger_than(state: dict[str, Tensor]) -> Iterator[None]:
     """ValueError as soon as the network being built is much larger than its weights in `state`.
 
-    A constructor may replace a kernel, as tied layers do, so it may make more than it keeps.
+    A constructor may make more than it keeps: a mirrored pointwise layer makes five times its
+    numbers. Another may slice small kernels out of large ones, so 64 MB are always allowed.
     """
-    parameters, numbers = 2 * len(state), 10 * sum(tensor.numel() for tensor in state.values())
+    kept = sum(tensor.numel() for tensor in state.values() if tensor.is_floating_point())
+    parameters, numbers = 2 * len(state), max(2**24, 6 * kept)
 
     def hook(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal parameters, numbers
         parameters -= 1
-        numbers -= 0 if parameter is None else parameter.numel()
+        if parameter is not None and not is_lazy(parameter):
+            numbers -= parameter.numel()
         if parameters < 0 or numbers < 0:
             raise ValueError("it is larger than the file's weights")
 

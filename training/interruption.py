@@ -1,9 +1,9 @@
 """Signals that end a training after it has saved, and the command that resumes it."""
 
 import os
+import re
 import shlex
 import signal
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -92,8 +92,8 @@ def resume_command(given: dict[str, Any], output: Path) -> str:
 def _quoted(word: str) -> str:
     """A word for a shell. Unprintable bytes, which a terminal would obey, are escaped as bash and
     zsh read them."""
-    if os.name == "nt":
-        return subprocess.list2cmdline([word])
+    if word.isprintable() and os.name == "nt":  # cmd.exe knows double quotes alone
+        return word if re.fullmatch(r"[\w\\/:.=-]+", word) else f'"{word}"'
     if word.isprintable():
         return shlex.quote(word)
     plain = set(range(32, 127)) - set(b"'\\")

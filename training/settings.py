@@ -14,7 +14,7 @@ import models
 import utils
 from training import checkpoint as checkpoints
 from training import devices, run_folder
-from training.checkpoint_content import MAX_CONFIG_NUMBER, is_config
+from training.checkpoint_content import MALFORMED, MAX_CONFIG_NUMBER, is_config
 from training.flags import check_types, flag, setting, with_flags
 from training.optimizer import build_optimizer
 from training.recipe import NAMES, Recipe, named_recipe
@@ -144,11 +144,13 @@ def resumed_settings(checkpoint: dict[str, Any], given: dict[str, Any], path: Pa
         raise utils.RunError(
             f"{path} holds released weights, which cannot be resumed: use last.safetensors"
         )
+    if not isinstance(checkpoint["training"], dict):
+        raise utils.RunError(f"{path} is damaged: its settings are invalid")
     try:
         settings = settings_from_fields(dict(checkpoint["training"]["settings"]))
         if (settings.model, settings.config) != (checkpoint["model"], checkpoint["config"]):
             raise ValueError("the weights are those of another network")
-    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+    except MALFORMED as error:
         raise utils.RunError(f"{path} is damaged: its settings are invalid") from error
     refuse_changes(settings, given)
     if "teacher" not in given:
@@ -166,7 +168,7 @@ def settings_from_fields(fields: dict[str, Any]) -> Settings:
     """The settings from the fields that a checkpoint keeps.
 
     Raises:
-        LookupError, TypeError, ValueError: a field is missing or invalid.
+        one of checkpoint_content.MALFORMED: a field is missing or invalid.
     """
     recipe = dict(fields.pop("recipe"))
     milestones = [(float(a), float(b), float(c)) for a, b, c in recipe["milestones"]]
