@@ -29,6 +29,7 @@ from models.mirror import untied
 from training import engine, onnx_files, weights
 from training.flags import Setting, add_flag, folder
 from training.onnx_files import INPUT, MAPS, OPSET, OUTPUT
+from training.weights import PixelClassifier
 
 CALIBRATION = Setting("training images that calibrate int8", at_least=1, at_most=45_000)
 BATCH_SIZE = 100
@@ -149,10 +150,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     onnx_files.require_packages()
     network, checkpoint = weights.load_network(arguments.checkpoint)
-    classifier = weights.PixelClassifier(network, **checkpoint["normalization"]).eval()
-    whole = weights.PixelClassifier(
-        untied(network), **checkpoint["normalization"], maps=arguments.maps
-    )
+    classifier = PixelClassifier(network, **checkpoint["normalization"]).eval()
+    whole = PixelClassifier(untied(network), **checkpoint["normalization"], maps=arguments.maps)
 
     source = weights.choose_source(arguments.data, checkpoint["data"])
     calibration_images, val = load_images(

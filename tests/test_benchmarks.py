@@ -35,7 +35,7 @@ CPU = torch.device("cpu")
 def test_both_loops_take_the_same_steps():
     """In float32, on the same batches, they differ in rounding alone."""
     split = noise(48)
-    settings = common.settings_for("baseline", RECIPES["baseline"], split, torch.float32)
+    settings = common.settings_for("baseline", RECIPES["baseline"], split, "fp32")
     run = build_run(settings, CPU, 3)
     batches = [(torch.randn(16, 3, 32, 32), labels) for labels in split.labels.split(16)]
     model = copy.deepcopy(run.model)
