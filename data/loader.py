@@ -13,13 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.augment import (
-    Augmentation,
-    cutout,
-    mix,
-    source_indices,
-    within,
-)
+from data.augment import Augmentation, cutout, mix, source_indices, within
 from data.batch_files import DataError
 from data.cifar10 import CLASSES, Split
 

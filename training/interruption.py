@@ -92,9 +92,10 @@ def resume_command(given: dict[str, Any], output: Path) -> str:
 def _quoted(word: str) -> str:
     """A word for a shell. Unprintable bytes, which a terminal would obey, are escaped as bash and
     zsh read them."""
-    if word.isprintable() and os.name == "nt":  # cmd.exe knows double quotes alone
+    if not word.isprintable():
+        plain = set(range(32, 127)) - set(b"'\\")
+        escaped = (chr(b) if b in plain else f"\\x{b:02x}" for b in os.fsencode(word))
+        return f"$'{''.join(escaped)}'"
+    if os.name == "nt":  # cmd.exe knows double quotes alone
         return word if re.fullmatch(r"[\w\\/:.=-]+", word) else f'"{word}"'
-    if word.isprintable():
-        return shlex.quote(word)
-    plain = set(range(32, 127)) - set(b"'\\")
-    return "$'" + "".join(chr(b) if b in plain else f"\\x{b:02x}" for b in os.fsencode(word)) + "'"
+    return shlex.quote(word)
