@@ -37,10 +37,10 @@ class Recipe:
     milestones: tuple[tuple[float, float, float], ...] = ()
     momentum: float = setting("of sgd and muon", default=0.9, below=1)
     nesterov: bool = True  # momentum of sgd
-    weight_decay: float = setting("of kernels, not of norms and biases", default=0.0)
+    weight_decay: float = setting("of the kernels that muon does not train", default=0.0)
     muon_weight_decay: float = setting("of the kernels that muon trains", default=0.0)
     label_smoothing: float = setting("probability spread over all classes", default=0.0, below=1)
-    ema_decay: float = setting("of the weights' average, at most, 0 for none", default=0.0, below=1)
+    ema_decay: float = setting("decay of the weights' average, 0 for none", default=0.0, below=1)
     crop_padding: int = setting(
         "pixels of padding for random crops, 0 for none", default=4, at_most=31
     )
@@ -53,7 +53,7 @@ class Recipe:
         "largest share of a second image (uniform), 0 for none", default=0.0, at_most=0.5
     )
     mixup_until: float = setting("fraction of the epochs with mixup", default=1.0, at_most=1)
-    distillation: float = setting("weight of --teacher in the loss", default=0.9, at_most=1)
+    distillation: float = setting("share of --teacher in the loss", default=0.9, at_most=1)
     temperature: float = setting(
         "of the softmax in distillation", default=2.0, above=0, at_most=100
     )
