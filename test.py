@@ -153,8 +153,10 @@ def report(
     """Print the loss, the accuracy, and the accuracy of each class."""
     metrics, confusion = evaluation.metrics, evaluation.confusion
     mirrored = ", with mirrored images (test-time augmentation)" if tta else ""
-    line = utils.metrics_line(split.name.capitalize(), metrics.loss, metrics.correct, metrics.total)
-    print(line + mirrored)
+    print(
+        f"{split.name.capitalize()} set: Average loss: {metrics.loss:.4f}, Accuracy:"
+        f" {metrics.correct}/{metrics.total} ({100 * metrics.accuracy:.2f}%){mirrored}"
+    )
     if seen := weights.seen_in_training(trained, split):
         print(seen)
     print(utils.class_table(confusion.diag().tolist(), confusion.sum(1).tolist(), classes))

@@ -68,10 +68,9 @@ def cutout(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return blanked.unflatten(2, (-1, images.shape[1])).permute(0, 3, 1, 2)
 
 
-def normalize(images: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
-    """(pixel / 255 - mean) / std of uint8 images (N, 3, H, W), computed in float32 and returned
-    as `dtype`.
+def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(pixel / 255 - mean) / std of uint8 images (N, 3, H, W), in float32.
 
     `mean` and `std` are float32, of pixels in [0, 1], and broadcast against the images.
     """
-    return images.float().sub_(255 * mean).mul_(1 / (255 * std)).to(dtype)
+    return images.float().sub_(255 * mean).mul_(1 / (255 * std))

@@ -20,7 +20,8 @@ from data.cifar10 import CLASSES, Split
 
 @dataclass(frozen=True)
 class _Epoch:
-    """The random numbers of one epoch, on the device, in the order of its images."""
+    """Where the pixels of each image of an epoch come from, and what is blanked and mixed; on the
+    device, in the order of the epoch."""
 
     index: Tensor  # (N,): the image's index in the split
     rows: Tensor  # (N, H) int32: index of the first pixel of each row's source row in the split
@@ -176,18 +177,19 @@ class Loader:
             yield (part.stop - part.start) * self.world_size / size
 
     def _draw(self, epoch: int) -> _Epoch:
-        n, size, augmentation = len(self._labels), self._size, self.augmentation
+        """Everything that does not need the pixels, for the complete epoch at once: on a GPU this
+        costs no more than one batch's operations."""
+        n, size, augmentation = self.images, self._size, self.augmentation
+        padding, mode = augmentation.crop_padding, augmentation.padding_mode
         generator = _generator(0, self.seed, epoch)
 
         def draw(count: int) -> Tensor:
             return torch.randint(count, (n,), generator=generator)
 
         index = torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)
-        crop_top = draw(2 * augmentation.crop_padding + 1)
-        crop_left = draw(2 * augmentation.crop_padding + 1)
+        top, left = (draw(2 * padding + 1) - padding for _ in range(2))
         # The centre falls on any pixel, so the square is cut at the border as often as it may be.
-        cutout_top = draw(size) - augmentation.cutout // 2
-        cutout_left = draw(size) - augmentation.cutout // 2
+        cut_top, cut_left = (draw(size) - augmentation.cutout // 2 for _ in range(2))
         coin = draw(2) == 1
         if augmentation.flip == "alternating":
             # Jordan 2024 (airbench, https://arxiv.org/abs/2404.00498): an image's first coin
@@ -197,34 +199,18 @@ class Loader:
         share = augmentation.mixup * torch.rand(n, generator=generator)
         if self.mixup_epochs is not None and epoch >= self.mixup_epochs:
             share.zero_()
-        drawn = (index, crop_top, crop_left, coin, cutout_top, cutout_left, share)
-        return self._prepare(*(numbers.to(self.device) for numbers in drawn))
-
-    def _prepare(
-        self,
-        index: Tensor,
-        crop_top: Tensor,
-        crop_left: Tensor,
-        coin: Tensor,
-        cutout_top: Tensor,
-        cutout_left: Tensor,
-        share: Tensor,
-    ) -> _Epoch:
-        """Everything that does not need the pixels, for the complete epoch at once: on a GPU this
-        costs no more than one batch's operations."""
-        size, augmentation = self._size, self.augmentation
-        padding, mode = augmentation.crop_padding, augmentation.padding_mode
-        rows = source_indices(crop_top - padding, size, mode)
-        mirrored = None if augmentation.flip == "none" else coin
-        columns = source_indices(crop_left - padding, size, mode, mirrored)
+        drawn = (index, top, left, cut_top, cut_left, coin, share)
+        index, top, left, cut_top, cut_left, coin, share = (x.to(self.device) for x in drawn)
+        rows = source_indices(top, size, mode)
+        columns = source_indices(left, size, mode, None if augmentation.flip == "none" else coin)
         black = len(self._pixels) - 1  # offsets past the end of the table are clamped to it
-        first = size * size * index.to(torch.int32)[:, None]
+        start = size * size * index.to(torch.int32)[:, None]
         return _Epoch(
             index,
-            torch.where(rows < 0, black, first + size * rows),
+            torch.where(rows < 0, black, start + size * rows),
             torch.where(columns < 0, black, columns),
-            within(cutout_top, augmentation.cutout, size).to(self.dtype),
-            within(cutout_left, augmentation.cutout, size).to(self.dtype),
+            within(cut_top, augmentation.cutout, size).to(self.dtype),
+            within(cut_left, augmentation.cutout, size).to(self.dtype),
             share,
         )
 

@@ -49,7 +49,7 @@ def even_and_odd(halves: Tensor) -> Tensor:
 
     The parameters are the even part A + B and the odd part A - B. In the orthonormal basis of the
     sums and differences of the halves, the matrix is block-diagonal with these two blocks, so an
-    orthogonal step on each is one on the complete matrix (see Muon in training/optimizer.py).
+    orthogonal step on each is one on the complete matrix (see training/muon.py).
     """
     even, odd = (halves / 2).unbind(1)
     return block_circulant(torch.stack([even + odd, even - odd], 1))
@@ -102,10 +102,8 @@ class TiedTensors(nn.Module):
         self.members = sorted(members, key=lambda member: isinstance(member[0], nn.BatchNorm2d))
         if members:
             self._index()
-            if self.indices.is_meta:  # the index has no values until the weights are loaded
-                self.register_load_state_dict_post_hook(TiedTensors._index)
 
-    def _index(self, *_: object) -> None:
+    def _index(self) -> None:
         """Compute the indices and weights. Learned and complete kernels are in channels_last."""
         parts = []
         start = 0

@@ -52,7 +52,6 @@ class Teacher(nn.Module):
 
     def __init__(self, config: TeacherConfig) -> None:
         super().__init__()
-        self.config = config
         fine, middle, coarse = config.widths
         self.stem = nn.Sequential(
             DenseConv2d(3, fine, mirror=True, halves=False),

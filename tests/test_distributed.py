@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from fakes import ROOT, hurry, noise
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 import data
 import models
@@ -25,12 +26,13 @@ import train
 import utils
 from training import checkpoint as checkpoints
 from training import devices, distributed, engine, epochs
+from training.ema import WeightAverage
 from training.interruption import Interruption
 from training.loss import Loss
-from training.optimizer import build_ema, build_optimizer
+from training.optimizer import build_optimizer
 from training.recipe import Recipe
 from training.run import Run
-from training.schedule import build_scheduler
+from training.schedule import learning_rate_factor
 from training.settings import Settings
 
 CPU = torch.device("cpu")
@@ -92,8 +94,8 @@ def trained(*, norm, epochs):
     model = distributed.wrap(network(norm=norm), CPU)
     optimizer = build_optimizer(model, RECIPE)
     shown = loader(rank, world_size)
-    scheduler = build_scheduler(optimizer, RECIPE, len(shown))
-    ema = build_ema(distributed.unwrap(model), RECIPE)
+    scheduler = LambdaLR(optimizer, learning_rate_factor(RECIPE, len(shown)))
+    ema = WeightAverage(distributed.unwrap(model), RECIPE.ema_decay)
     no_scaling = torch.amp.GradScaler("cpu", enabled=False)
     passes = engine.Passes(model, Loss(label_smoothing=0.1), no_scaling, torch.float32)
     metrics = []
@@ -202,7 +204,7 @@ def work(rank, folder, ports):
             found["one step"] = trained_for_one_step()
             found["evaluated"] = evaluated()
             found["highest"] = distributed.highest(10.0 + rank)
-            found["signal"] = distributed.agree_on_signal(signal.SIGTERM if rank else 0)
+            found["signal"] = int(distributed.highest(signal.SIGTERM if rank else 0))
             found["broadcast"] = distributed.broadcast({"from": rank})
         with pytest.MonkeyPatch.context() as monkeypatch:
             hurry(monkeypatch, SHOWN)

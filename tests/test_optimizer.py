@@ -106,12 +106,6 @@ def test_no_momentum_is_possible():
         torch.testing.assert_close(p.detach(), start - 0.5 * p.grad)
 
 
-def test_moving_average_is_the_recipes():
-    model = nn.BatchNorm2d(3)
-    assert optimizers.build_ema(model, plain(ema_decay=0.0)) is None
-    assert optimizers.build_ema(model, plain(ema_decay=0.75)).decay == 0.75
-
-
 # ------------------------------------------------------------------------------- mixed precision
 
 

@@ -100,9 +100,12 @@ def test_mixup_ends_after_its_fraction_of_the_epochs(given, mixed):
 
 def test_a_run_is_made_of_its_settings():
     given = {"data": "sample", "seed": 7, "precision": "bf16", "label_smoothing": 0.2}
-    given |= {"distillation": 0.3, "temperature": 5.0}
+    given |= {"distillation": 0.3, "temperature": 5.0, "ema_decay": 0.75}
     settings, cpu = new_settings(given, torch.device("cpu")), torch.device("cpu")
-    assert build_run(settings, cpu, 10).loss == Loss(0.2, None, 0.3, 5.0)
+    run = build_run(settings, cpu, 10)
+    assert run.loss == Loss(0.2, None, 0.3, 5.0)
+    assert run.ema.decay == 0.75
+    assert build_run(new_settings({"data": "sample", "ema_decay": 0.0}, cpu), cpu, 10).ema is None
     loader = build_loader(settings, data.load("sample", "", "train"), cpu, train=True)
     assert (loader.seed, loader.shuffle, loader.dtype) == (7, True, torch.bfloat16)
     assert loader.augmentation == augmentation_of(settings.recipe)

@@ -287,7 +287,7 @@ def test_one_command_in_a_loop(command, tmp_path, undisturbed):
 @pytest.mark.slow
 def test_auto_without_a_folder_takes_the_newest_of_the_network(command, tmp_path, monkeypatch):
     monkeypatch.setattr(settings, "RUNS", tmp_path / "runs")
-    for name in ("baseline-1", "baseline-2", "under100k-3"):
+    for name in ("baseline-1", "baseline-2", "baseline-wide-3", "under100k-4"):
         with interrupted_after(1):
             command(*FP32, "--model", name.split("-")[0], "--output", tmp_path / "runs" / name)
     assert command(*FP32, "--resume", "auto")[0] == 0

@@ -6,10 +6,11 @@ import pytest
 import torch
 from fakes import plain
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from training.optimizer import build_optimizer
 from training.recipe import RECIPES
-from training.schedule import begin_epoch, build_scheduler, learning_rate_factor
+from training.schedule import begin_epoch, learning_rate_factor
 
 
 def follow(plan, steps_per_epoch):
@@ -17,7 +18,7 @@ def follow(plan, steps_per_epoch):
     with an optimizer that has forgotten its state."""
     model = nn.Linear(2, 2)
     optimizer = build_optimizer(model, plan)
-    scheduler = build_scheduler(optimizer, plan, steps_per_epoch)
+    scheduler = LambdaLR(optimizer, learning_rate_factor(plan, steps_per_epoch))
     rates, momenta, forgetful = [], [], []
     for epoch in range(plan.epochs):
         begin_epoch(optimizer, plan, epoch)

@@ -3,9 +3,9 @@
     torchrun --nproc-per-node=4 train.py ...
 
 starts them, and PyTorch's DistributedDataParallel (DDP) averages their gradients: over NCCL between
-GPUs, over Gloo between CPUs. All other exchange (sums of metrics, signals, predictions) is a few
-numbers on the CPU, over Gloo. torchrun gives each process one thread (OMP_NUM_THREADS=1) unless
-that variable is set.
+GPUs, over Gloo between CPUs. All other exchange (sums of metrics, signals, predictions), besides
+BatchNorm's statistics, is a few numbers on the CPU, over Gloo. torchrun gives each process one
+thread (OMP_NUM_THREADS=1) unless that variable is set.
 """
 
 import os
@@ -183,43 +183,17 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def merge(rows: Tensor, places: Tensor, total: int) -> Tensor:
-    """Combine the rows of all processes, in every process: rows (n, ...) -> (total, ...).
-
-    `places` (n,) are the indices of these rows; no two processes share one. Exact: each number is
-    added to zeros only.
-    """
-    if not dist.is_initialized():
-        return rows
-    whole = rows.new_zeros(total, *rows.shape[1:])
-    whole[places] = rows
-    dist.all_reduce(whole)
-    return whole
-
-
-def _gather_numbers(values: list[float]) -> Tensor:
-    """(world size, number of values), float64: counts stay exact."""
-    own = torch.tensor([values], dtype=torch.float64)
-    return merge(own, torch.tensor([rank()]), world_size())
-
-
 def total(values: list[float]) -> list[float]:
     """The sums over all processes, added in order of rank, so that all get the same bits."""
-    return _gather_numbers(values).sum(0).tolist() if dist.is_initialized() else values
+    return [sum(column) for column in zip(*gather(values), strict=True)]
 
 
 def mean(value: float) -> float:
-    return total([value])[0] / world_size()
+    return sum(gather(value)) / world_size()
 
 
 def highest(value: float) -> float:
-    return float(_gather_numbers([value]).max()) if dist.is_initialized() else value
-
-
-def agree_on_signal(number: int) -> int:
-    """The highest signal number that any process received (0: none), so that all of them stop
-    after the same step."""
-    return int(highest(number))
+    return max(gather(value))
 
 
 # ------------------------------------------------------------------------------------ the network

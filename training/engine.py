@@ -38,7 +38,7 @@ class Metrics:
 class RunningMetrics:
     """Sums over the batches of an epoch, kept on the device until they are read.
 
-    Reading them waits for the device, so the loop does it once an epoch.
+    Reading them waits for the device, so the loop seldom does.
 
     Args:
         sum_over_processes: maps the three sums of this process to those of all processes, which

@@ -144,8 +144,10 @@ def evaluate(
     # Each process classified a part of every batch: restore the order of the split.
     order = torch.arange(loader.images)
     places = torch.cat([order[loader.part(batch)] for batch in range(len(loader))])
-    logits, labels = (distributed.merge(x, places, len(order)) for x in (own.logits, own.labels))
-    return engine.Evaluation(logits, labels)
+    gathered = (distributed.gather(x) for x in (own.logits, own.labels, places))
+    logits, labels, places = map(torch.cat, gathered)
+    order = places.argsort()
+    return engine.Evaluation(logits[order], labels[order])
 
 
 # ----------------------------------------------------------------------------- save and watch a run

@@ -55,7 +55,8 @@ class Interruption:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def check(self) -> None:
-        number = distributed.agree_on_signal(self.received or 0)
+        """All processes raise after the same step, whichever of them received a signal."""
+        number = int(distributed.highest(self.received or 0))
         if number:
             raise Interrupted(number)
 

@@ -1,4 +1,4 @@
-"""The optimizer of a recipe, and its moving average of the weights."""
+"""The optimizer of a recipe."""
 
 from itertools import islice
 from typing import Any
@@ -8,7 +8,6 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from models.convolutions import PointwiseConv2d
-from training.ema import WeightAverage
 from training.muon import Muon
 from training.recipe import Recipe, RecipeError
 
@@ -72,9 +71,7 @@ def _groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[st
 def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     """The recipe's optimizer, in PyTorch's fused form if there is one.
 
-    Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon) makes the singular values of a
-    matrix's step equal, so that it learns in all directions at once. Here the matrices are the
-    kernels of the pointwise convolutions, which include patch convolutions.
+    Muon's matrices are the kernels of the pointwise convolutions, which include patch convolutions.
 
     Raises:
         RecipeError: the recipe asks for Muon, and the network has no such kernel.
@@ -103,8 +100,3 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     return ChainedOptimizer(
         Muon(matrices, lr=rate, momentum=recipe.momentum, weight_decay=decay), sgd
     )
-
-
-def build_ema(model: nn.Module, recipe: Recipe) -> WeightAverage | None:
-    """The moving average of weights and BatchNorm statistics, or None if the recipe has none."""
-    return WeightAverage(model, recipe.ema_decay) if recipe.ema_decay else None

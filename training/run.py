@@ -19,9 +19,9 @@ from training import devices, distributed, engine
 from training.checkpoint_content import MALFORMED, check_like
 from training.ema import WeightAverage
 from training.loss import Loss
-from training.optimizer import build_ema, build_optimizer
+from training.optimizer import build_optimizer
 from training.recipe import Recipe
-from training.schedule import build_scheduler, set_momentum
+from training.schedule import learning_rate_factor, set_momentum
 from training.settings import Settings, required_splits
 from training.teacher import load_teacher
 
@@ -246,7 +246,7 @@ def build_run(settings: Settings, device: torch.device, steps_per_epoch: int) ->
     recipe = settings.recipe
     model = models.build(settings.model, **settings.config)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model = distributed.wrap(model, device)
+    unwrapped, model = model, distributed.wrap(model, device)
     optimizer = build_optimizer(model, recipe)
     scaled = settings.precision == "fp16"
     teacher = load_teacher(settings.teachers, device)
@@ -254,8 +254,8 @@ def build_run(settings: Settings, device: torch.device, steps_per_epoch: int) ->
         settings=settings,
         model=model,
         optimizer=optimizer,
-        scheduler=build_scheduler(optimizer, recipe, steps_per_epoch),
-        ema=build_ema(distributed.unwrap(model), recipe),
+        scheduler=LambdaLR(optimizer, learning_rate_factor(recipe, steps_per_epoch)),
+        ema=WeightAverage(unwrapped, recipe.ema_decay) if recipe.ema_decay else None,
         scaler=GradScaler(device.type, enabled=scaled),
         loss=Loss(recipe.label_smoothing, teacher, recipe.distillation, recipe.temperature),
         device=device,

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from training.recipe import Recipe
 
@@ -27,11 +26,6 @@ def learning_rate_factor(recipe: Recipe, steps_per_epoch: int) -> Callable[[int]
         return (1 + math.cos(math.pi * progress)) / 2
 
     return factor
-
-
-def build_scheduler(optimizer: Optimizer, recipe: Recipe, steps_per_epoch: int) -> LambdaLR:
-    """The recipe's schedule, which takes a step after each of the optimizer's."""
-    return LambdaLR(optimizer, learning_rate_factor(recipe, steps_per_epoch))
 
 
 def begin_epoch(optimizer: Optimizer, recipe: Recipe, epoch: int) -> None:

@@ -263,7 +263,8 @@ def find_folder(given: dict[str, Any]) -> Path | None:
         return given.get("output")
     if resume == AUTO:
         model = given.get("model") or network_of(given)[0]
-        latest = run_folder.find_latest(RUNS.glob(f"{model}-*"))
+        # A digit, because another network's name may begin with this one's.
+        latest = run_folder.find_latest(RUNS.glob(f"{model}-[0-9]*"))
         return None if latest is None else latest.parent
     return resume if resume.is_dir() else resume.parent
 

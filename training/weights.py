@@ -89,7 +89,7 @@ class PixelClassifier(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        images = data.normalize(pixels, self.mean, self.std, torch.float32)
+        images = data.normalize(pixels, self.mean, self.std)
         if not self.maps:
             return self.network(images)
         features = self.network.forward_features(images)
