@@ -18,6 +18,7 @@ import plots
 import utils
 from models import explain
 from training import devices, engine, weights
+from training.figures import draw_scores
 from training.flags import Setting, add_flag, folder
 
 ROOT = Path(__file__).resolve().parent
@@ -80,18 +81,14 @@ def describe(checkpoint: dict[str, Any], split: data.Split, tta: bool) -> str:
     return ", ".join(parts)
 
 
-def draw(
+def draw_mistakes(
     evaluation: engine.Evaluation,
     split: data.Split,
     classes: tuple[str, ...],
     title: str,
     output: Path,
 ) -> None:
-    """Draw the confusion matrix, the accuracy of each class and the most confident mistakes."""
-    confusion = evaluation.confusion
-    correct, total = confusion.diag(), confusion.sum(1)
-    plots.confusion_matrix(confusion, classes, output / "confusion_matrix.png", title=title)
-    plots.class_accuracy(correct, total, classes, output / "class_accuracy.png", title=title)
+    """Draw the most confident mistakes."""
     plots.mistakes(
         split.images,
         evaluation.labels,
@@ -144,14 +141,10 @@ def draw_explanations(
 
 
 def report(
-    evaluation: engine.Evaluation,
-    split: data.Split,
-    classes: tuple[str, ...],
-    trained: dict[str, Any],
-    tta: bool,
+    evaluation: engine.Evaluation, split: data.Split, trained: dict[str, Any], tta: bool
 ) -> None:
-    """Print the loss, the accuracy, and the accuracy of each class."""
-    metrics, confusion = evaluation.metrics, evaluation.confusion
+    """Print the loss and the accuracy."""
+    metrics = evaluation.metrics
     mirrored = ", with mirrored images (test-time augmentation)" if tta else ""
     print(
         f"{split.name.capitalize()} set: Average loss: {metrics.loss:.4f}, Accuracy:"
@@ -159,7 +152,6 @@ def report(
     )
     if seen := weights.seen_in_training(trained, split):
         print(seen)
-    print(utils.class_table(confusion.diag().tolist(), confusion.sum(1).tolist(), classes))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -189,9 +181,10 @@ def score(arguments: argparse.Namespace, device: torch.device, precision: torch.
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     evaluation = engine.evaluate(network, loader, precision=precision, mirror=arguments.tta)
     weights.require_finite(evaluation.logits, arguments.checkpoint)
-    report(evaluation, split, classes, trained, arguments.tta)
+    report(evaluation, split, trained, arguments.tta)
     title = describe(checkpoint, split, arguments.tta)
-    draw(evaluation, split, classes, title, output)
+    draw_scores(evaluation, classes, title, output)
+    draw_mistakes(evaluation, split, classes, title, output)
     if arguments.explain is not None:
         images, count = next(iter(loader))[0].float(), arguments.explain
         draw_explanations(network, images, evaluation, split, classes, count, title, output)

@@ -24,12 +24,12 @@ from torch.utils._pytree import tree_leaves
 
 import data
 import models
+from benchmarks.common import settings_for
 from benchmarks.shares import record_parts
 from training import engine
 from training.epochs import take_steps
 from training.recipe import RECIPES
 from training.run import Run, build_loader, build_run
-from training.settings import Settings
 
 CUDA = torch.device("cuda")
 BATCH = 20  # images: no layer has as many channels. The counts do not depend on it
@@ -199,25 +199,22 @@ def fake_cuda() -> Iterator[Watch]:
         yield stack.enter_context(Watch())
 
 
-def fake_run(settings: Settings, images: int) -> tuple[Run, data.Loader]:
-    """A run on "cuda" and its batches of `images` images. Call it within `fake_cuda`."""
-    pixels = torch.zeros(images, 3, 32, 32, dtype=torch.uint8)
-    split = data.Split(pixels, torch.zeros(images, dtype=torch.int64), "train", "noise")
+def fake_run(model: str, precision: str) -> tuple[Run, data.Loader]:
+    """A run of the network on "cuda" by its own recipe, and three batches of BATCH images. Call it
+    within `fake_cuda`."""
+    pixels = torch.zeros(3 * BATCH, 3, 32, 32, dtype=torch.uint8)
+    split = data.Split(pixels, torch.zeros(3 * BATCH, dtype=torch.int64), "train", "noise")
+    recipe = dataclasses.replace(RECIPES[model], batch_size=BATCH)
+    settings = settings_for(model, recipe, split, precision)
     loader = build_loader(settings, split, CUDA, train=True)
     return build_run(settings, CUDA, len(loader)), loader
-
-
-def settings_of(model: str, precision: str) -> Settings:
-    """A training of the network by its own recipe, in batches of BATCH."""
-    recipe = dataclasses.replace(RECIPES[model], batch_size=BATCH)
-    return Settings(model, models.config_dict(model), recipe, "noise", "none", precision, seed=0)
 
 
 def last_step(model: str, precision: str) -> Step:
     """The last of three training steps on "cuda"; the first two prepare state that it finds."""
     steps: list[Step] = []
     with fake_cuda() as watch:
-        run, loader = fake_run(settings_of(model, precision), 3 * BATCH)
+        run, loader = fake_run(model, precision)
         record_parts(run, watch.within)
         metrics = engine.RunningMetrics(CUDA)
         metrics.update = watch.within("metrics", metrics.update)

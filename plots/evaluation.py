@@ -16,6 +16,7 @@ from plots.style import (
     as_counts,
     as_images,
     drawing,
+    grid_rows,
     new_figure,
     picture_grid,
     save,
@@ -165,9 +166,9 @@ def mistakes(
             figure = new_figure(2.0, title)
             figure.text(0.5, 0.4, f"no mistakes in {len(images)} images", ha="center", va="center")
         else:
-            rows = -(-shown.size // 5)
+            rows = grid_rows(shown.size)
             figure = new_figure(0.7 + 2.0 * rows, title)
-            grid = picture_grid(figure, images[shown], columns=5)
+            grid = picture_grid(figure, images[shown])
             for axes, i in zip(grid, shown, strict=True):
                 caption = f"true: {classes[true[i]]}\npredicted: {classes[predicted[i]]}\n"
                 caption += f"confidence: {100 * confidence[i]:.1f} %"
@@ -196,11 +197,11 @@ def predictions(
             f"fit: pass one of each per picture, and at least one"
         )
     images = images[:MAX_PREDICTIONS]
-    rows = -(-len(images) // 5)
+    rows = grid_rows(len(images))
     lines = 1 + max(map(len, predictions))
     with drawing():
         figure = new_figure(0.5 + (1.7 + 0.155 * lines) * rows, title)
-        drawn = picture_grid(figure, images, columns=5)
+        drawn = picture_grid(figure, images)
         for axes, name, classes in zip(drawn, names, predictions, strict=False):
             axes.set_anchor("N")  # below its caption, where the row is higher than the picture
             caption = [name if len(name) <= 20 else f"{name[:9]}\u2026{name[-10:]}"]

@@ -31,6 +31,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 WIDTH = 8.4  # inches: at 150 dpi a README shows 1260 pixels in about 830, 10 points as 14 pixels
 DPI = 150
+COLUMNS = 5  # pictures side by side
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#707070"
 SERIES = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9")
 CURVES: tuple[dict[str, Any], ...] = (
@@ -73,10 +74,14 @@ def new_figure(height: float, title: str) -> Figure:
     return figure
 
 
-def picture_grid(figure: Figure, images: np.ndarray, columns: int) -> list[Axes]:
+def grid_rows(images: int) -> int:
+    """Rows of `picture_grid`."""
+    return -(-images // COLUMNS)
+
+
+def picture_grid(figure: Figure, images: np.ndarray) -> list[Axes]:
     """Draw (N, 3, H, W) images row by row; return the N axes that hold them."""
-    rows = -(-len(images) // columns)
-    every = figure.subplots(rows, columns, squeeze=False).flat
+    every = figure.subplots(grid_rows(len(images)), COLUMNS, squeeze=False).flat
     for axes in every:
         axes.axis("off")
     drawn = list(every[: len(images)])

@@ -130,7 +130,7 @@ def test_backward_node_by_node_is_backward():
 def test_evaluation_on_cuda(precision):
     """Of a split it reads logits and labels once each."""
     with fake_cuda.fake_cuda() as watch:
-        run, loader = fake_cuda.fake_run(fake_cuda.settings_of("under100k", precision), 3 * BATCH)
+        run, loader = fake_cuda.fake_run("under100k", precision)
         batches = [(images, labels.argmax(1)) for images, labels in loader]
         watch.step = fake_cuda.Step()
         evaluation = engine.evaluate(run.eval_model, batches, precision=run.precision)

@@ -73,11 +73,18 @@ def draw(run: Run, evaluation: engine.Evaluation | None, output: Path) -> None:
     if evaluation is None:
         return
     title = f"{run.settings.title}, {run.settings.eval_split} split"
+    draw_scores(evaluation, data.CLASSES, title, output)
+
+
+def draw_scores(
+    evaluation: engine.Evaluation, classes: tuple[str, ...], title: str, output: Path
+) -> None:
+    """Print the accuracy of each class, and draw it and the confusion matrix."""
     confusion = evaluation.confusion
     correct, total = confusion.diag().tolist(), confusion.sum(1).tolist()
-    print(utils.class_table(correct, total, data.CLASSES))
-    plots.class_accuracy(correct, total, data.CLASSES, output / CLASS_ACCURACY, title=title)
-    plots.confusion_matrix(confusion, data.CLASSES, output / CONFUSION, title=title)
+    print(utils.class_table(correct, total, classes))
+    plots.class_accuracy(correct, total, classes, output / CLASS_ACCURACY, title=title)
+    plots.confusion_matrix(confusion, classes, output / CONFUSION, title=title)
 
 
 def is_over(plan: Plan) -> bool:
