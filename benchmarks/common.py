@@ -23,7 +23,7 @@ from training.compilation import prepare
 from training.epochs import take_steps
 from training.flags import Setting, add_flag
 from training.recipe import Recipe
-from training.report import environment, processor
+from training.report import processor
 from training.run import Run, build_loader, build_run
 from training.settings import Settings
 
@@ -239,11 +239,14 @@ def machine(device: torch.device) -> dict[str, Any]:
     return {
         "processor": processor(),
         "cores": cores,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": devices.pick_precision("auto", device),
         "preloaded": [Path(library).name for library in preloaded],
         "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
         "torchvision": torchvision.__version__,
-        **environment(device),
     }
 
 

@@ -177,8 +177,9 @@ class Loader:
             yield (part.stop - part.start) * self.world_size / size
 
     def _draw(self, epoch: int) -> _Epoch:
-        """Everything that does not need the pixels, for the complete epoch at once: on a GPU this
-        costs no more than one batch's operations."""
+        """Draw the random numbers of an epoch, on the CPU, and prepare on the device all that does
+        not need the pixels, for the complete epoch at once: on a GPU this costs no more than one
+        batch's operations."""
         n, size, augmentation = self.images, self._size, self.augmentation
         padding, mode = augmentation.crop_padding, augmentation.padding_mode
         generator = _generator(0, self.seed, epoch)

@@ -287,11 +287,13 @@ def test_one_command_in_a_loop(command, tmp_path, undisturbed):
 @pytest.mark.slow
 def test_auto_without_a_folder_takes_the_newest_of_the_network(command, tmp_path, monkeypatch):
     monkeypatch.setattr(settings, "RUNS", tmp_path / "runs")
-    for name in ("baseline-1", "baseline-2", "baseline-wide-3", "under100k-4"):
+    names = [*models.names(), "baseline-wide"]
+    monkeypatch.setattr(models, "names", lambda: names)
+    for name in ("baseline-1", "baseline-of-mine", "baseline-wide-3", "under100k-4"):
         with interrupted_after(1):
             command(*FP32, "--model", name.split("-")[0], "--output", tmp_path / "runs" / name)
     assert command(*FP32, "--resume", "auto")[0] == 0
-    assert epochs_of(tmp_path / "runs" / "baseline-2") == [1, 2]
+    assert epochs_of(tmp_path / "runs" / "baseline-of-mine") == [1, 2]
     assert not (tmp_path / "runs" / "baseline-1" / "history.csv").read_text().count("\n1,")
     shutil.rmtree(tmp_path / "runs")
     assert command(*FP32, "--resume", "auto")[0] == 0  # afresh

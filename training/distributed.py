@@ -3,9 +3,9 @@
     torchrun --nproc-per-node=4 train.py ...
 
 starts them, and PyTorch's DistributedDataParallel (DDP) averages their gradients: over NCCL between
-GPUs, over Gloo between CPUs. All other exchange (sums of metrics, signals, predictions), besides
-BatchNorm's statistics, is a few numbers on the CPU, over Gloo. torchrun gives each process one
-thread (OMP_NUM_THREADS=1) unless that variable is set.
+GPUs, over Gloo between CPUs. BatchNorm's statistics go the same way. All other exchange (sums of
+metrics, signals, predictions, random states) is on the CPU, over Gloo. torchrun gives each process
+one thread (OMP_NUM_THREADS=1) unless that variable is set.
 """
 
 import os
@@ -183,17 +183,26 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
+def _gather_numbers(values: list[float]) -> Tensor:
+    """(world size, number of values), float64: counts stay exact. Twice as fast as `gather`."""
+    rows = torch.zeros(world_size(), len(values), dtype=torch.float64)
+    rows[rank()] = torch.tensor(values, dtype=torch.float64)
+    if dist.is_initialized():
+        dist.all_reduce(rows)
+    return rows
+
+
 def total(values: list[float]) -> list[float]:
     """The sums over all processes, added in order of rank, so that all get the same bits."""
-    return [sum(column) for column in zip(*gather(values), strict=True)]
+    return _gather_numbers(values).sum(0).tolist()
 
 
 def mean(value: float) -> float:
-    return sum(gather(value)) / world_size()
+    return total([value])[0] / world_size()
 
 
 def highest(value: float) -> float:
-    return max(gather(value))
+    return float(_gather_numbers([value]).max())
 
 
 # ------------------------------------------------------------------------------------ the network

@@ -142,11 +142,11 @@ def evaluate(
     with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
         own = engine.evaluate(run.eval_model, batches, precision=run.precision)
     # Each process classified a part of every batch: restore the order of the split.
-    order = torch.arange(loader.images)
-    places = torch.cat([order[loader.part(batch)] for batch in range(len(loader))])
-    gathered = (distributed.gather(x) for x in (own.logits, own.labels, places))
-    logits, labels, places = map(torch.cat, gathered)
-    order = places.argsort()
+    positions = torch.arange(loader.images)
+    places = torch.cat([positions[loader.part(batch)] for batch in range(len(loader))])
+    gathered = map(distributed.gather, (own.logits, own.labels, places))
+    logits, labels, all_places = map(torch.cat, gathered)
+    order = all_places.argsort()
     return engine.Evaluation(logits[order], labels[order])
 
 

@@ -1,4 +1,5 @@
-"""The figures of a run: its augmented images, its curves so far, its accuracy by class."""
+"""The figures of a run: its augmented images, its curves so far; the accuracy by class of any
+evaluation."""
 
 import time
 from dataclasses import dataclass

@@ -13,7 +13,7 @@ class Loss:
     (N,) or the share of each class (N, K).
 
     It is the cross-entropy with label smoothing. With a teacher, the Kullback-Leibler divergence
-    between the teacher's and the network's probabilities, both at temperature T, has the weight
+    of the network's probabilities from the teacher's, both at temperature T, has the weight
     `share` (Hinton et al. 2015, arXiv:1503.02531). The factor T^2 keeps the size of its
     gradient. The teacher sees the same augmented images (Beyer et al. 2021, arXiv:2106.05237).
 

@@ -37,10 +37,10 @@ class Recipe:
     milestones: tuple[tuple[float, float, float], ...] = ()
     momentum: float = setting("of sgd and muon", default=0.9, below=1)
     nesterov: bool = True  # momentum of sgd
-    weight_decay: float = setting("of the kernels that muon does not train", default=0.0)
+    weight_decay: float = setting("of kernels but muon's, not of norms and biases", default=0.0)
     muon_weight_decay: float = setting("of the kernels that muon trains", default=0.0)
     label_smoothing: float = setting("probability spread over all classes", default=0.0, below=1)
-    ema_decay: float = setting("decay of the weights' average, 0 for none", default=0.0, below=1)
+    ema_decay: float = setting("highest decay of the average, 0 for none", default=0.0, below=1)
     crop_padding: int = setting(
         "pixels of padding for random crops, 0 for none", default=4, at_most=31
     )

@@ -246,16 +246,16 @@ def build_run(settings: Settings, device: torch.device, steps_per_epoch: int) ->
     recipe = settings.recipe
     model = models.build(settings.model, **settings.config)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    unwrapped, model = model, distributed.wrap(model, device)
+    model = distributed.wrap(model, device)
     optimizer = build_optimizer(model, recipe)
-    scaled = settings.precision == "fp16"
+    scaled, decay = settings.precision == "fp16", recipe.ema_decay
     teacher = load_teacher(settings.teachers, device)
     return Run(
         settings=settings,
         model=model,
         optimizer=optimizer,
         scheduler=LambdaLR(optimizer, learning_rate_factor(recipe, steps_per_epoch)),
-        ema=WeightAverage(unwrapped, recipe.ema_decay) if recipe.ema_decay else None,
+        ema=WeightAverage(distributed.unwrap(model), decay) if decay else None,
         scaler=GradScaler(device.type, enabled=scaled),
         loss=Loss(recipe.label_smoothing, teacher, recipe.distillation, recipe.temperature),
         device=device,

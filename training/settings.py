@@ -263,10 +263,15 @@ def find_folder(given: dict[str, Any]) -> Path | None:
         return given.get("output")
     if resume == AUTO:
         model = given.get("model") or network_of(given)[0]
-        # A digit, because another network's name may begin with this one's.
-        latest = run_folder.find_latest(RUNS.glob(f"{model}-[0-9]*"))
+        latest = run_folder.find_latest(folders_of(model))
         return None if latest is None else latest.parent
     return resume if resume.is_dir() else resume.parent
+
+
+def folders_of(model: str) -> list[Path]:
+    """The folders of runs/ whose names begin with this network's, and not with a longer one."""
+    longer = tuple(f"{name}-" for name in models.names() if name.startswith(f"{model}-"))
+    return [path for path in RUNS.glob(f"{model}-*") if not path.name.startswith(longer)]
 
 
 def find_requested(given: dict[str, Any], folder: Path | None) -> Path | None:
