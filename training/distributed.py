@@ -187,14 +187,13 @@ def _gather_numbers(values: list[float]) -> Tensor:
     """(world size, number of values), float64: counts stay exact. Twice as fast as `gather`."""
     rows = torch.zeros(world_size(), len(values), dtype=torch.float64)
     rows[rank()] = torch.tensor(values, dtype=torch.float64)
-    if dist.is_initialized():
-        dist.all_reduce(rows)
+    dist.all_reduce(rows)
     return rows
 
 
 def total(values: list[float]) -> list[float]:
     """The sums over all processes, added in order of rank, so that all get the same bits."""
-    return _gather_numbers(values).sum(0).tolist()
+    return _gather_numbers(values).sum(0).tolist() if dist.is_initialized() else values
 
 
 def mean(value: float) -> float:
@@ -202,7 +201,7 @@ def mean(value: float) -> float:
 
 
 def highest(value: float) -> float:
-    return float(_gather_numbers([value]).max())
+    return float(_gather_numbers([value]).max()) if dist.is_initialized() else value
 
 
 # ------------------------------------------------------------------------------------ the network
