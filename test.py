@@ -146,10 +146,8 @@ def report(
     """Print the loss and the accuracy."""
     metrics = evaluation.metrics
     mirrored = ", with mirrored images (test-time augmentation)" if tta else ""
-    print(
-        f"{split.name.capitalize()} set: Average loss: {metrics.loss:.4f}, Accuracy:"
-        f" {metrics.correct}/{metrics.total} ({100 * metrics.accuracy:.2f}%){mirrored}"
-    )
+    line = utils.metrics_line(split.name.capitalize(), metrics.loss, metrics.correct, metrics.total)
+    print(line + mirrored)
     if seen := weights.seen_in_training(trained, split):
         print(seen)
 

@@ -252,6 +252,12 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     return counter.get_total_flops() // 2
 
 
+def metrics_line(split: str, loss: float, correct: int, total: int) -> str:
+    """One line of results; `loss` in nats per image."""
+    accuracy = 100 * correct / total
+    return f"{split} set: Average loss: {loss:.4f}, Accuracy: {correct}/{total} ({accuracy:.2f}%)"
+
+
 def class_table(correct: list[int], total: list[int], classes: tuple[str, ...]) -> str:
     """One line per class: its accuracy, and how many of its images were classified correctly."""
     width = max(map(len, classes))

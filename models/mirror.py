@@ -102,8 +102,10 @@ class TiedTensors(nn.Module):
         self.members = sorted(members, key=lambda member: isinstance(member[0], nn.BatchNorm2d))
         if members:
             self._index()
+            if self.indices.is_meta:  # the index has no values until the weights are loaded
+                self.register_load_state_dict_post_hook(TiedTensors._index)
 
-    def _index(self) -> None:
+    def _index(self, *_: object) -> None:
         """Compute the indices and weights. Learned and complete kernels are in channels_last."""
         parts = []
         start = 0

@@ -163,3 +163,17 @@ def test_the_index_is_where_the_weights_are():
     with FakeTensorMode(), torch.device("cuda"):
         network = models.build("under25k")
         assert network(torch.ones(2, 3, 32, 32)).device.type == "cuda"
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_network_made_without_memory_works_once_its_weights_are_loaded(assign):
+    with torch.device("meta"):
+        loaded = models.build("under25k")
+    torch.manual_seed(0)
+    network = models.build("under25k").eval()
+    if not assign:
+        loaded.to_empty(device="cpu")
+    loaded.load_state_dict(network.state_dict(), assign=assign)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(x), network(x))

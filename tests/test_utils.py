@@ -256,6 +256,8 @@ def test_the_history_is_a_table(tmp_path):
 
 
 def test_results_in_words():
+    line = utils.metrics_line("Val", 1.23456, 3, 8)
+    assert line == "Val set: Average loss: 1.2346, Accuracy: 3/8 (37.50%)"
     table = utils.class_table([1, 0], [2, 0], ("cat", "truck"))
     assert table.splitlines() == [
         "Accuracy of cat  :  50.0 % (1/2)",
